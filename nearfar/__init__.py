@@ -1,0 +1,1 @@
+"""Contrastive learning, the whole way through: train, see and use an embedding."""

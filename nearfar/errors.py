@@ -1,0 +1,60 @@
+"""What is said to a person: one line that names the value and the fix."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for. The message is one line; commands print it and exit with 2."""
+
+
+class MissingExtra(UserError):
+    """An optional library is absent, or present and broken."""
+
+
+# extra -> (module that shows it is there, what it gives)
+EXTRAS: dict[str, tuple[str, str]] = {
+    "vision": ("torchvision", "torchvision's backbones and data sets (torchvision:NAME)"),
+    "timm": ("timm", "timm's backbones (timm:NAME)"),
+    "hf": ("datasets", "Hugging Face data sets (hf:NAME)"),
+    "parquet": ("pyarrow", "embeddings as Parquet (embed -o out.parquet)"),
+    "tensorboard": ("tensorboard", "TensorBoard events beside metrics.jsonl"),
+}
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, cut at 200 characters, or its class where it has no text."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'simclr'?"``, or the known names where none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def require(module: str, extra: str, wanted_by: str) -> ModuleType:
+    """Import an optional module, or say in one line who wanted it and what to type.
+
+    A module that is present but fails to import (torchvision beside a torch it was not built for raises
+    ``RuntimeError``, not ``ImportError``) is told apart from one that is absent.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == module.split(".")[0]:
+            raise MissingExtra(
+                f"{wanted_by} needs {module}, which is not installed: pip install 'nearfar[{extra}]'"
+            ) from None
+        raise MissingExtra(f"{wanted_by} needs {module}, whose import fails: {one_line(error)}") from None
+    except Exception as error:
+        raise MissingExtra(
+            f"{wanted_by} needs {module}, which is installed but does not import beside this torch "
+            f"({one_line(error)}): install matched builds with pip install torch torchvision"
+        ) from None
