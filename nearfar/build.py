@@ -1,0 +1,169 @@
+"""From a recipe and a source to a model that can train: every choice the recipe left open is made here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nearfar import methods
+from nearfar.data import Source, Splits, hold_out, open_source
+from nearfar.encoders import image_encoder
+from nearfar.errors import UserError
+from nearfar.recipe import Recipe
+from nearfar.train.schedule import Pace
+from nearfar.views.image import plain
+from nearfar.views.policy import choose, named
+
+DEFAULT_MINUTES = 5.0
+_STANDARD = {(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)}
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the encoder takes: shape (H, W, C), and the raw values that stand for 0 and 1."""
+
+    shape: tuple[int, int, int]
+    low: float
+    high: float
+
+    def range_for(self, source: Source) -> tuple[float, float]:
+        """The raw range of another source: its own where its type decides it, the training data's otherwise."""
+        own = (float(source.low), float(source.high))
+        mine = (self.low, self.high)
+        if own == mine or own in _STANDARD - {(0.0, 1.0)}:
+            return own
+        return own if own == (0.0, 1.0) and mine in _STANDARD else mine
+
+
+def split(splits: Splits, recipe: Recipe) -> tuple[Source, Source | None]:
+    """The part that is trained on and the part that judges: the source's own, or one held out by the seed.
+
+    Without labels there is nothing to judge by, and all is trained on.
+    """
+    if splits.test is not None or splits.train.labels is None or recipe.holdout == 0:
+        return splits.train, splits.test
+    train, test = hold_out(splits.train, recipe.holdout, recipe.seed)
+    if not len(train) or not len(test):
+        return splits.train, None
+    return splits.train.subset(train), splits.train.subset(test)
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively; elsewhere it is emulated and slower than float32."""
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe() for probe in probes if probe)
+
+
+def _precision() -> str:
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "bf16-mixed" if has_fast_bf16() else "32-true"
+
+
+def resolve(recipe: Recipe, source: Source) -> Recipe:
+    """Fill in what was left open, so that the written recipe says all."""
+    if recipe.batch > len(source):
+        raise UserError(
+            f"batch {recipe.batch} is larger than the {len(source)} training images: "
+            f"pass --batch {max(1, len(source) // 2)}"
+        )
+    if methods.module(recipe.method).SUPERVISED and source.labels is None:
+        raise UserError(f"{recipe.method} learns from labels and {recipe.source} has none: use --method simclr")
+    policy = choose(source.shape, source.hint) if recipe.policy == "auto" else recipe.policy
+    views = dataclasses.asdict(named(policy, **recipe.views))
+    no_budget = not (recipe.epochs or recipe.steps or recipe.minutes)
+    height, width, _ = source.shape
+    return recipe.changed(
+        policy=policy,
+        views=views,
+        settings=dataclasses.asdict(recipe.method_config()),
+        minutes=DEFAULT_MINUTES if no_budget else recipe.minutes,
+        image_size=height if height == width else recipe.image_size,
+        precision=_precision() if recipe.precision == "auto" else recipe.precision,
+    )
+
+
+def pace(recipe: Recipe, n: int) -> Pace:
+    """The budget over ``n`` training images."""
+    if recipe.pace:
+        return Pace(segments=[list(row) for row in recipe.pace])
+    steps = recipe.steps or math.ceil(recipe.epochs * max(1, n // recipe.batch))
+    return Pace(steps=steps, minutes=recipe.minutes)
+
+
+def statistics(source: Source, limit: int = 10_000) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation a channel over (at most 10,000 of) the training images in [0, 1]. (C,), (C,)"""
+    index = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
+    total = square = count = 0
+    for chunk in np.array_split(index, max(1, len(index) // 500)):
+        x = (source.read(chunk).astype(np.float64) - source.low) / (source.high - source.low or 1.0)
+        total, square = total + x.sum((0, 1, 2)), square + (x * x).sum((0, 1, 2))
+        count += x[..., 0].size
+    mean = total / count
+    std = np.sqrt(np.maximum(square / count - mean**2, 0))
+    return torch.tensor(mean).float(), torch.tensor(std).float()
+
+
+def model(recipe: Recipe, shape: tuple[int, int, int], mean: Tensor, std: Tensor, classes: int) -> Any:
+    """The method's module with fresh weights, a function of the recipe's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        encoder = image_encoder(recipe.encoder, shape, mean, std, width=recipe.width)
+        return methods.module(recipe.method).Method(encoder, recipe.method_config(), classes)
+
+
+@torch.no_grad()
+def embed(
+    method: Any, source: Source, values: tuple[float, float], *, project: bool = False, chunk: int = 512
+) -> np.ndarray:
+    """Features (or projections) of every image of a source, without augmentation. -> (N, d) float32"""
+    device = next(method.parameters()).device
+    was = method.training
+    method.eval()
+    out = []
+    for at in range(0, len(source), chunk):
+        x = plain(source.read(np.arange(at, min(at + chunk, len(source)))), *values, device)  # (B, C, H, W)
+        h = method.encoder(x)  # (B, features)
+        out.append((method.project(h) if project else h).float().cpu().numpy())
+    method.train(was)
+    return np.concatenate(out)
+
+
+@torch.no_grad()
+def calibrate(method: Any, source: Source, values: tuple[float, float], batches: int = 8) -> None:
+    """Measure BatchNorm's statistics on training images, so that an untrained encoder is judged at its best."""
+    norms = [m for m in method.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # a plain average
+    method.train()
+    for at in range(min(batches, max(1, len(source) // 128))):
+        x = plain(source.read(np.arange(at * 128, min((at + 1) * 128, len(source)))), *values)
+        method.encoder(x)
+    for m, momentum in zip(norms, momenta):
+        m.momentum = momentum
+    method.eval()
+
+
+def open_like(spec: Any, wanted: Input | None, recipe: Recipe, progress: Any = None) -> Splits:
+    """Open a source; where a run is given, at the run's size and channels, or one line that says why not."""
+    size = recipe.image_size if wanted is None else (wanted.shape[0] if wanted.shape[0] == wanted.shape[1] else 0)
+    grey = 0 if wanted is None else wanted.shape[2]
+    splits = open_source(spec, image_size=size, channels=grey, max_bad=recipe.max_bad, progress=progress)
+    for part in (splits.train, splits.test):
+        if wanted is not None and part is not None and tuple(part.shape) != tuple(wanted.shape):
+            said, mine = ("×".join(map(str, s)) for s in (part.shape, wanted.shape))
+            raise UserError(f"{_short(spec)} gives images of {said}, the run was trained on {mine}")
+    return splits
+
+
+def _short(spec: Any) -> str:
+    return str(spec) if isinstance(spec, str | os.PathLike) else "the array"

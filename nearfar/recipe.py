@@ -1,0 +1,170 @@
+"""The checked description of a run: everything that decides it, in one frozen record and one TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from nearfar import methods
+from nearfar.errors import UserError, nearest, one_line
+from nearfar.train.optim import Optim
+from nearfar.views.policy import POLICIES, ImagePolicy
+
+_TABLES = ("settings", "views", "optim")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, on what, how, and for how long. Recipe, seed and data decide the result."""
+
+    source: str = "digits"
+    """a folder of images, .npy, .npz, IDX file, torchvision:NAME, hf:NAME or digits"""
+    method: str = "simclr"
+    """what is learnt from: see `nearfar methods`"""
+    encoder: str = "cnn"
+    """cnn, resnet10, resnet18, torchvision:NAME or timm:NAME"""
+    width: int = 0
+    """channels of the first layer of our own encoders; 0: their default"""
+    epochs: float = 0.0
+    """budget in passes over the training images"""
+    steps: int = 0
+    """budget in optimiser steps"""
+    minutes: float = 0.0
+    """budget in minutes of training; 5 where no budget is given"""
+    batch: int = 256
+    """images a step"""
+    seed: int = 0
+    """decides weights, order and views"""
+    image_size: int = 0
+    """pixels a side; 0: the data's own, at most 96 for folders"""
+    holdout: float = 0.2
+    """share of a labelled source without a test split that is kept out of training to judge by; 0: none"""
+    max_bad: float = 0.05
+    """largest share of unreadable images that is put up with"""
+    policy: str = "auto"
+    """augmentation policy: auto, digits, simclr-small, simclr, objects-grey, aerial, none"""
+    precision: str = "auto"
+    """auto, 32-true, bf16-mixed or 16-mixed; auto: bf16 where the hardware has it"""
+    views: dict[str, float] = field(default_factory=dict)
+    """changes to the policy; after resolving, all of its values"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """the method's own settings; after resolving, all of them"""
+    optim: Optim = field(default_factory=Optim)
+    pace: tuple[tuple[float, float, float], ...] = ()
+    """written by a finished run that was timed: its steps' shares of the budget, so that it can be rerun"""
+
+    def __post_init__(self) -> None:
+        _check_types(Recipe, vars(self), "")
+        for name, low in [("batch", 1), ("width", 0), ("epochs", 0), ("steps", 0), ("minutes", 0),
+                          ("image_size", 0), ("seed", 0)]:  # fmt: skip
+            if not getattr(self, name) >= low:
+                raise UserError(f"{name} = {getattr(self, name)} must be at least {low}")
+        if not 0 <= self.holdout < 1 or not 0 <= self.max_bad <= 1:
+            raise UserError(f"holdout = {self.holdout} and max_bad = {self.max_bad} are shares: give 0 to 1")
+        if sum(v > 0 for v in (self.epochs, self.steps, self.minutes)) > 1:
+            raise UserError("more than one budget: give one of epochs, steps and minutes")
+        if self.policy != "auto" and self.policy not in POLICIES:
+            raise UserError(f"unknown policy {self.policy!r}{nearest(self.policy, [*POLICIES, 'auto'])}")
+        known = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
+        if self.precision not in known:
+            raise UserError(f"unknown precision {self.precision!r}{nearest(self.precision, known)}")
+        config = methods.module(self.method).Config
+        object.__setattr__(self, "settings", _check_types(config, self.settings, "settings."))
+        object.__setattr__(self, "views", _check_types(ImagePolicy, self.views, "views."))
+        object.__setattr__(self, "pace", tuple(tuple(map(float, row)) for row in self.pace))
+        config(**self.settings)
+
+    def method_config(self) -> Any:
+        """The method's ``Config`` with this recipe's settings."""
+        return methods.module(self.method).Config(**self.settings)
+
+    def changed(self, **values: Any) -> Recipe:
+        return dataclasses.replace(self, **values)
+
+
+def _check_types(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check that every key is a field of ``cls`` and its value of the field's kind; ints become floats."""
+    known = {f.name: str(f.type) for f in fields(cls)}
+    out = {}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"unknown key {where}{key}{nearest(key, known)}")
+        kind = known[key]
+        if kind == "float" and type(value) is int:
+            value = float(value)
+        wanted = {"float": float, "int": int, "str": str, "bool": bool}.get(kind)
+        if wanted and type(value) is not wanted:
+            raise UserError(f"{where}{key} = {value!r} is no {kind}: give {_EXAMPLES[kind]}")
+        out[key] = value
+    return out
+
+
+_EXAMPLES = {"float": "a number such as 0.5", "int": "a whole number", "str": "text", "bool": "true or false"}
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML text. ``from_toml(to_toml(r)) == r``, floats bit for bit."""
+    lines = []
+    for f in fields(recipe):
+        if f.name not in (*_TABLES, "pace"):
+            lines.append(f"{f.name} = {_value(getattr(recipe, f.name))}")
+    if recipe.pace:
+        rows = ",\n".join(f"  [{', '.join(map(repr, row))}]" for row in recipe.pace)
+        lines.append(f"# step, share, slope: replayed in place of the clock\npace = [\n{rows},\n]")
+    for table in _TABLES:
+        held = getattr(recipe, table)
+        values = held if isinstance(held, dict) else dataclasses.asdict(held)
+        if values:
+            lines.append(f"\n[{table}]")
+            lines += [f"{key} = {_value(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + "".join(_ESCAPES.get(c, c) if ord(c) >= 32 and ord(c) != 127 else f"\\u{ord(c):04x}"
+                             for c in value) + '"'  # fmt: skip
+    return repr(value)
+
+
+_ESCAPES = {'"': '\\"', "\\": "\\\\"}
+
+
+def from_toml(text: str, name: str = "recipe") -> Recipe:
+    """Read a recipe; an unknown key, a wrong type or broken TOML is one line that names it."""
+    try:
+        held = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{name} is no TOML: {one_line(error)}") from None
+    known = {f.name for f in fields(Recipe)}
+    for key in held:
+        if key not in known:
+            raise UserError(f"{name}: unknown key {key!r}{nearest(key, known)}")
+    for table in _TABLES:
+        if not isinstance(held.get(table, {}), dict):
+            raise UserError(f"{name}: {table} must be a table, [{table}]")
+    if "optim" in held:
+        held["optim"] = Optim(**_check_types(Optim, held["optim"], "optim."))
+    try:
+        return Recipe(**held)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: {one_line(error)}") from None
+
+
+def read(path: str | Path) -> Recipe:
+    """A recipe from a file, or from a run's folder."""
+    path = Path(path)
+    path = path / "recipe.toml" if path.is_dir() else path
+    try:
+        return from_toml(path.read_text(encoding="utf-8"), str(path))
+    except OSError:
+        raise UserError(f"{path}: no such recipe") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text file") from None

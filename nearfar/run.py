@@ -1,0 +1,318 @@
+"""A run is a folder: this file makes one, opens one, and uses one. It is the only file that knows everybody."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nearfar import build, dist, gallery, recipe as recipes
+from nearfar.build import Input
+from nearfar.data import Loader, Source, Splits
+from nearfar.environment import describe_environment
+from nearfar.errors import UserError
+from nearfar.evaluate import Evaluation, evaluate as judge, neighbours as nearest_rows
+from nearfar.recipe import Recipe
+from nearfar.train import checkpoint, loop, optim
+from nearfar.train.checkpoint import write_bytes
+from nearfar.train.metrics import MetricsFile
+from nearfar.train.progress import Bar
+from nearfar.views.image import ImageViews
+from nearfar.views.policy import ImagePolicy
+
+_BUDGETS = ("epochs", "steps", "minutes")
+
+
+@dataclass
+class Learnt:
+    """A trained method with what is needed to use it, before it is a folder."""
+
+    method: Any
+    recipe: Recipe
+    input: Input
+    classes: tuple[str, ...]
+    clock: loop.Clock
+    pace: Any
+
+
+def learn(
+    train: Source, recipe: Recipe, *, log: Callable[[dict], None] = lambda row: None,
+    save: Callable[[Any, Recipe, Input, int], None] = lambda *a: None, show: bool | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Learnt:  # fmt: skip
+    """Train on a source by a resolved recipe; everything random comes from the recipe's seed."""
+    from lightning_fabric import Fabric
+
+    given = Input(tuple(train.shape), float(train.low), float(train.high))
+    classes = tuple(train.classes or ())
+    mean, std = build.statistics(train)
+    if float(std.max()) < 1e-4:
+        say("all training images look the same: there is nothing to tell apart")
+    method = build.model(recipe, given.shape, mean, std, len(classes))
+    optimizer = optim.build(recipe.optim, method)
+    fabric = Fabric(accelerator="auto", devices=1, precision=recipe.precision)
+    fabric.launch()
+    model, optimizer = fabric.setup(method, optimizer)
+    policy = ImagePolicy(**recipe.views)
+    views = ImageViews(policy, given.shape[:2], given.low, given.high, method.views, dist.rank(), dist.world())
+    pace = build.pace(recipe, len(train))
+    loader = Loader(train, recipe.batch, recipe.seed)
+    with Bar(f"{recipe.method} on {recipe.source}", show) as bar, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        clock = loop.fit(
+            fabric, model, optimizer, loader, views, pace, seed=recipe.seed, warmup=recipe.optim.warmup,
+            clip=recipe.optim.clip, log=log, show=bar.update,
+            at_interval=lambda step, share: save(method, recipe, given, step),
+        )  # fmt: skip
+    if recipe.minutes:
+        recipe = recipe.changed(pace=tuple(pace.segments))
+    method.eval()
+    return Learnt(method, recipe, given, classes, clock, pace)
+
+
+def claim(out: Path, force: bool) -> None:
+    """Make the run's folder; never write into one that holds anything, unless forced."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give --out a new folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise UserError(f"{out} is in use: pass another --out, or --force to replace it")
+        if not (out / "recipe.toml").is_file():
+            raise UserError(f"{out} holds other things than a run: --force will not delete it; pass another --out")
+        shutil.rmtree(out)
+    (out / "checkpoints").mkdir(parents=True)
+
+
+def free_name(recipe: Recipe) -> Path:
+    """``runs/SOURCE-METHOD``, with a number where that is taken."""
+    stem = Path(str(recipe.source).rstrip("/")).name.replace(":", "-") or "run"
+    base = Path("runs") / f"{stem.split('.')[0] or stem}-{recipe.method}"
+    path, n = base, 2
+    while path.exists():
+        path, n = base.with_name(f"{base.name}-{n}"), n + 1
+    return path
+
+
+def train(
+    source: Any = None, *, out: str | Path | None = None, force: bool = False,
+    recipe: Recipe | str | Path | None = None, evaluate: bool = True, show: bool | None = None,
+    say: Callable[[str], None] = lambda text: None, **changes: Any,
+) -> Run:  # fmt: skip
+    """Train, judge and report; returns the run.
+
+    Args:
+        source: what the command line takes, or arrays ``(N, H, W[, C])``, or ``(images, labels)``.
+        out: the run's folder; ``runs/SOURCE-METHOD`` where it is left out.
+        recipe: a recipe, its file or a run's folder, to start from.
+        evaluate: judge the features at the end, where there are labels.
+        changes: any field of :class:`nearfar.recipe.Recipe` (``method="simclr", minutes=5, batch=512``).
+
+    Raises ``UserError`` (a ``ValueError``) in one line for whatever cannot be done as asked.
+    """
+    start = time.perf_counter()
+    base = recipe if isinstance(recipe, Recipe) else recipes.read(recipe) if recipe else Recipe()
+    if any(name in changes for name in _BUDGETS):  # a new budget takes the old one's place
+        changes = dict.fromkeys(_BUDGETS, 0) | {"pace": ()} | changes
+    if source is not None:
+        changes["source"] = str(source) if isinstance(source, str | os.PathLike) else "array"
+    known = {f.name for f in dataclasses.fields(Recipe)}
+    for key in changes:
+        if key not in known:
+            raise UserError(f"unknown setting {key!r}{recipes.nearest(key, known)}")
+    base = base.changed(**changes)
+    folder = Path(out) if out is not None else free_name(base)
+    if folder.exists():  # before anything long
+        _refuse_if_used(folder, force)
+    splits = build.open_like(base.source if source is None else source, None, base, _bar_for_reading(show))
+    for part in (splits.train, splits.test):
+        _tell_skipped(part, say)
+    data, test = build.split(splits, base)
+    resolved = build.resolve(base, data)
+    claim(folder, force)
+    write_bytes(folder / "recipe.toml", recipes.to_toml(resolved))
+    write_bytes(folder / "environment.json", json.dumps(describe_environment(), indent=1))
+    np.save(folder / "seen.npy", gallery.item_hashes(data))
+
+    def save(method: Any, recipe: Recipe, given: Input, step: int) -> None:
+        about = {"input": dataclasses.asdict(given), "classes": list(data.classes or ()), "step": step,
+                 "fingerprint": data.fingerprint(), "images": len(data)}  # fmt: skip
+        checkpoint.save(folder / "checkpoints" / "last.safetensors", method.state_dict(), about)
+
+    with MetricsFile(folder) as metrics:
+        learnt = learn(data, resolved, log=metrics.write, save=save, show=show, say=say)
+    save(learnt.method, learnt.recipe, learnt.input, learnt.pace.last_step)
+    write_bytes(folder / "recipe.toml", recipes.to_toml(learnt.recipe))
+    clock = {k: round(v, 3) for k, v in dataclasses.asdict(learnt.clock).items() if not k.startswith("_")}
+    write_bytes(folder / "clock.json", json.dumps(clock | {"before": round(time.perf_counter() - start, 3)}))
+    run = Run(folder)
+    run.__dict__["method"] = learnt.method.cpu()
+    if evaluate:
+        run.evaluate((data, test), say=say)
+    else:
+        run.report()
+    return run
+
+
+def load(folder: str | Path) -> Run:
+    """Open a run's folder."""
+    return Run(Path(folder))
+
+
+def _refuse_if_used(folder: Path, force: bool) -> None:
+    if not force and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is in use: pass another --out, or --force to replace it")
+
+
+def _tell_skipped(part: Source | None, say: Callable[[str], None]) -> None:
+    if part is not None and part.skipped:
+        first = part.skipped[0]
+        say(f"skipped {len(part.skipped)} unreadable images, the first {first.name}: {first.reason}")
+
+
+def _bar_for_reading(show: bool | None) -> Callable[[int, int], None] | None:
+    bar = Bar("reading", show)
+    if not bar.on:
+        return None
+    bar.__enter__()
+
+    def progress(done: int, total: int) -> None:
+        bar.update(done / max(total, 1), text=f"{done:,} of {total:,}")
+        if done >= total:
+            bar.__exit__(None, None, None)
+
+    return progress
+
+
+class Run:
+    """A finished (or checkpointed) run: embed, evaluate, look."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "recipe.toml").is_file():
+            what = "there is no such folder" if not folder.exists() else "it holds no recipe.toml"
+            raise UserError(f"{folder} is no run: {what}")
+        self.recipe = recipes.read(folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @cached_property
+    def _checkpoint(self) -> tuple[dict, dict]:
+        return checkpoint.load(self.folder / "checkpoints" / "last.safetensors")
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        return self._checkpoint[1]
+
+    @cached_property
+    def input(self) -> Input:
+        held = self.about["input"]
+        return Input(tuple(held["shape"]), held["low"], held["high"])
+
+    def _fresh(self) -> Any:
+        tensors = self._checkpoint[0]
+        c = self.input.shape[2]
+        mean = tensors.get("encoder.mean", torch.zeros(c)).view(-1)
+        std = tensors.get("encoder.std", torch.ones(c)).view(-1)
+        return build.model(self.recipe, self.input.shape, mean, std, len(self.about["classes"]))
+
+    @cached_property
+    def method(self) -> Any:
+        method = self._fresh()
+        try:
+            method.load_state_dict(self._checkpoint[0])
+        except RuntimeError:
+            raise UserError(f"{self.folder}: the checkpoint does not fit the recipe; was recipe.toml edited?") from None
+        return method.eval()
+
+    @property
+    def encoder(self) -> torch.nn.Module:
+        """The trained encoder: (B, C, H, W) in [0, 1] -> (B, features)."""
+        return self.method.encoder
+
+    def open(self, source: Any) -> Splits:
+        return build.open_like(source, self.input, self.recipe)
+
+    def embed(self, source: Any, *, project: bool = False) -> np.ndarray:
+        """Features before the projector (or after it), of images in their order. -> (N, d) float32
+
+        Args:
+            source: uint8 arrays (N, H, W) or (N, H, W, C), or anything ``train`` takes; of a source with
+                splits, training images come first.
+        """
+        splits = self.open(source)
+        parts = [p for p in (splits.train, splits.test) if p is not None]
+        return np.concatenate([self.embed_part(p, project) for p in parts])
+
+    def embed_part(self, part: Source, project: bool = False) -> np.ndarray:
+        return build.embed(self.method, part, self.input.range_for(part), project=project)
+
+    def evaluate(
+        self, source: Any = None, *, draws: int = 10, labels_per_class: tuple[int, ...] = (1, 5, 10),
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Evaluation | None:  # fmt: skip
+        """Judge features, projections, the untrained encoder and raw pixels; write results and the report.
+
+        Probes are fitted on the source's training part and judged on its test part (its own, or the one held
+        out by the recipe's seed, which is the one training did not see). None where there are no labels.
+        """
+        if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Source):
+            data, test = source
+        else:
+            data, test = build.split(self.open(self.recipe.source if source is None else source), self.recipe)
+        spaces = gallery.Spaces(self, data, test)
+        result, notes = None, spaces.notes()
+        if test is None or data.labels is None or test.labels is None:
+            say("no labels and so no accuracies: the report shows neighbours, map and spectrum")
+        elif len(set(data.labels.tolist())) < 2:
+            say("one class only: accuracies need two; the report shows neighbours, map and spectrum")
+        else:
+            result = judge(
+                spaces.features(), data.labels, test.labels, data.classes, labels_per_class=labels_per_class,
+                draws=draws, seed=0,
+            )  # fmt: skip
+        held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},
+                "geometry": spaces.geometry(), "source": str(data.spec)}  # fmt: skip
+        write_bytes(self.folder / "results.json", json.dumps(held, indent=1))
+        gallery.write(self.folder / "gallery.npz", spaces)
+        self.report()
+        for note in notes:
+            say(note)
+        return result
+
+    def report(self) -> Path:
+        """Write ``report.html`` from what lies in the folder; returns its path."""
+        from nearfar import report
+
+        return report.write(self.folder)
+
+    def neighbours(self, source: Any, query: int | str | Path, k: int = 8) -> list[tuple[int, float]]:
+        """The ``k`` images of a source nearest to one of them, or to an image file: (index, cosine)."""
+        part = self.open(source).train
+        bank = self.embed_part(part)
+        itself = str(query).isdigit()
+        if itself:
+            if int(query) >= len(part):
+                raise UserError(f"query {query}: {part.spec} has images 0 to {len(part) - 1}")
+            z = bank[int(query)][None]
+        else:
+            z = self.embed(self._single(query))
+        index, cosine = nearest_rows(z, bank, min(k + itself, len(part)))
+        rows = [(int(i), float(c)) for i, c in zip(index[0], cosine[0])]
+        return [r for r in rows if not (itself and r[0] == int(query))][:k]
+
+    def _single(self, path: str | Path) -> Any:
+        """One image file as a source of one."""
+        from nearfar.data import open_image
+
+        return open_image(path, self.input.shape)

@@ -1,0 +1,1 @@
+"""The loop, its schedule, its optimiser, its checkpoints and its bar."""

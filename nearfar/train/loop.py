@@ -1,0 +1,138 @@
+"""The training loop: batches in, steps out, on Lightning Fabric. Knows no method and no source by name."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nearfar.errors import UserError
+from nearfar.evaluate.geometry import effective_rank
+from nearfar.methods.parts import Progress, Step
+from nearfar.train.schedule import Pace, learning_rate
+
+LOG_EVERY = 10
+
+
+class Batches(Protocol):
+    """What the loop needs of a loader."""
+
+    def iterate(self, start: int, stop: int | None) -> Iterator[Any]: ...
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each part of the loop; what is in none of them is the loop itself."""
+
+    data: float = 0.0
+    views: float = 0.0
+    encoder: float = 0.0  # the method's forward and the backward
+    optimiser: float = 0.0
+    logging: float = 0.0
+    total: float = 0.0
+    _since: float = field(default=0.0, repr=False)
+
+    def lap(self, part: str | None = None) -> None:
+        now = time.perf_counter()
+        if part:
+            setattr(self, part, getattr(self, part) + now - self._since)
+        self._since = now
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The generator of one step's views: a function of the seed and the step alone, so any step can be redone."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def watch(step: Step) -> dict[str, float]:
+    """Cheap signs of health on one batch: similarities of positives and negatives, spread, effective rank."""
+    z = F.normalize(step.projections.float(), dim=1)[:1024]  # (n, out)
+    groups = step.groups[:1024] if len(step.groups) <= 1024 else None
+    if groups is None:  # keep both views of the first images
+        half = len(step.groups) // 2
+        rows = torch.cat([torch.arange(512), half + torch.arange(512)]).to(step.groups.device)
+        z, groups = F.normalize(step.projections.float()[rows], dim=1), step.groups[rows]
+    cos = z @ z.T
+    same = groups[:, None] == groups[None, :]
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    features = step.features[:512].float()
+    return {
+        "positive": float(cos[same & ~itself].mean()) if bool((same & ~itself).any()) else float("nan"),
+        "negative": float(cos[~same].mean()) if bool((~same).any()) else float("nan"),
+        "std": float(F.normalize(features, dim=1).std(0).mean() * math.sqrt(features.shape[1])),
+        "effective_rank": float(effective_rank(features.cpu().numpy())),
+    }
+
+
+def fit(
+    fabric: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Batches,
+    views: Callable[..., list[Tensor]], pace: Pace, *, seed: int, warmup: float, clip: float = 0.0,
+    log: Callable[[dict[str, float]], None] = lambda row: None,
+    show: Callable[..., None] = lambda share, **said: None,
+    at_interval: Callable[[int, float], None] = lambda step, share: None, interval: float = 60.0,
+) -> Clock:  # fmt: skip
+    """Train ``model`` until ``pace`` is done; returns where the seconds went.
+
+    Args:
+        fabric: a launched ``lightning_fabric.Fabric``; ``model`` and ``optimizer`` are set up by it.
+        loader: gives batches with ``index``, ``content`` and ``label`` from any step on.
+        views: ``views(content, generator, device)`` -> a list of (B, C, h, w).
+        log: takes a row for metrics.jsonl; show: takes what the bar says; at_interval: is called about every
+            ``interval`` seconds, between steps (checkpoints).
+
+    Raises ``UserError`` where the loss stops being finite, naming the step.
+    """
+    method = getattr(model, "module", model)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    clock, start = Clock(), time.perf_counter()
+    clock.lap()
+    model.train()
+    saved = start
+    for step, batch in enumerate(loader.iterate(0, None)):
+        clock.lap("data")
+        share = pace.share(step)
+        for group, peak in zip(optimizer.param_groups, peaks):
+            group["lr"] = peak * learning_rate(share, warmup)
+        seen = views(batch.content, step_generator(seed, step), fabric.device)
+        index = torch.as_tensor(batch.index).to(fabric.device)
+        labels = None if batch.label is None else torch.as_tensor(batch.label).to(fabric.device)
+        clock.lap("views")
+        progress = Progress(step, share)
+        out = model(seen, index, labels, progress)
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(out.loss)
+        clock.lap("encoder")
+        if clip:
+            fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
+        optimizer.step()
+        method.after_step(progress)
+        clock.lap("optimiser")
+        elapsed = time.perf_counter() - start
+        pace.observe(step + 1, elapsed)
+        done = pace.done(step + 1)
+        if step % LOG_EVERY == 0 or step < 10 or done:
+            loss = float(out.loss.detach())
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss} at step {step}: lower --optim.lr ({peaks[0]}) or set --optim.clip 1"
+                )
+            rate = (step + 1) * len(batch.index) / elapsed
+            row = {"step": step + 1, "time": round(elapsed, 3), "loss": loss, "share": share,
+                   "lr": optimizer.param_groups[0]["lr"], "images_per_second": rate}  # fmt: skip
+            log(row | watch(out) | out.stats)
+            show(share, step=step + 1, loss=loss, rate=rate, left=pace.left(step + 1, elapsed))
+        if time.perf_counter() - saved > interval and not done:
+            at_interval(step + 1, share)
+            saved = time.perf_counter()
+        clock.lap("logging")
+        if done:
+            break
+    clock.total = time.perf_counter() - start
+    return clock

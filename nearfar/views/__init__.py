@@ -1,0 +1,1 @@
+"""Pretext tasks: what may change about a sample while it stays the same sample."""
