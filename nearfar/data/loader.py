@@ -1,0 +1,89 @@
+"""Batches by step: which images a step sees is a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from nearfar.data.source import Source
+from nearfar.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    index: np.ndarray  # (B,) of the records in the source
+    content: np.ndarray  # (B, H, W, C)
+    label: np.ndarray | None  # (B,)
+
+
+class Loader:
+    """Batches of a source in a shuffled order that is new each epoch; what is over at an epoch's end is left out.
+
+    Any step's batch can be asked for at any time, so going on after an interruption needs no state. With
+    several processes each takes its contiguous share of the same global batch of ``batch_size``.
+    """
+
+    def __init__(self, source: Source, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size > len(source):
+            raise UserError(
+                f"batch {batch_size} is larger than the {len(source)} training images: "
+                f"pass --batch {len(source)} or less"
+            )
+        if batch_size % world:
+            raise UserError(f"batch {batch_size} does not divide among {world} processes")
+        self.source, self.batch_size, self.seed = source, batch_size, seed
+        self.rank, self.world = rank, world
+        self.steps_per_epoch = len(source) // batch_size
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def indices(self, step: int) -> np.ndarray:
+        """The records of this process's part of a step. (B / world,)"""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source)))
+        mine = self.batch_size // self.world
+        start = at * self.batch_size + self.rank * mine
+        return self._order[1][start : start + mine]
+
+    def batch(self, step: int) -> Batch:
+        index = self.indices(step)
+        labels = self.source.labels
+        return Batch(index, self.source.read(index), None if labels is None else labels[index])
+
+    def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Batches from ``start`` on, read ahead by one thread, which ends when the iterator is closed."""
+        ready: queue.Queue = queue.Queue(maxsize=2)
+        over = threading.Event()
+
+        def put(item: Batch | BaseException | None) -> bool:
+            while not over.is_set():
+                try:
+                    ready.put(item, timeout=0.05)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def read() -> None:
+            step = start
+            try:
+                while (stop is None or step < stop) and put(self.batch(step)):
+                    step += 1
+                put(None)
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=read, name="nearfar-loader", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            over.set()
+            thread.join()

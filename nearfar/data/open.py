@@ -1,0 +1,88 @@
+"""From what a person types to a source."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearfar.data import arrays, folder as folders, idx, named
+from nearfar.data.source import Source, Splits
+from nearfar.errors import UserError, nearest, one_line
+
+_KNOWN = "a folder of images, an .npy, .npz or IDX file, torchvision:NAME, hf:NAME or digits"
+
+
+def open_source(
+    spec: Any, *, image_size: int = 0, channels: int = 0, max_bad: float = 0.05,
+    progress: folders.Progress | None = None, cache_gb: float = 4.0,
+) -> Splits:  # fmt: skip
+    """Open a source of images.
+
+    Args:
+        spec: a folder, an .npy, .npz or IDX file, ``torchvision:NAME``, ``hf:NAME``, ``digits``; or an array
+            (N, H, W) or (N, H, W, C), or ``(images, labels)``; or a ``Source`` or ``Splits``.
+        image_size: pixels a side to resize to; 0 keeps arrays, and for folders takes the images' own size
+            where all agree and none is over 96, else their median shorter side, at most 96.
+        channels: 1 or 3 for image files; 0: grey only where all of them are.
+        max_bad: largest share of unreadable images that is put up with.
+        progress: is told ``(done, total)`` while files are decoded.
+        cache_gb: decoded images are kept in memory up to this.
+
+    Raises ``UserError``, in one line that names the value and the fix.
+    """
+    if isinstance(spec, Splits):
+        return spec
+    if isinstance(spec, Source):
+        return Splits(spec)
+    if isinstance(spec, tuple) and len(spec) == 2:
+        return Splits(arrays.from_array(spec[0], spec[1], image_size=image_size))
+    if not isinstance(spec, str | os.PathLike):
+        return Splits(arrays.from_array(spec, image_size=image_size))
+    text = str(spec)
+    if text == "digits":
+        return named.digits()
+    library, _, name = text.partition(":")
+    if library == "torchvision" and name:
+        return named.from_torchvision(name, image_size)
+    if library == "hf" and name:
+        return named.from_hugging_face(name, image_size)
+    path = Path(text)
+    if path.is_dir():
+        found = idx.find_images(path)
+        if found:
+            return idx.from_idx(found, image_size)
+        return folders.from_folder(
+            path, image_size=image_size, channels=channels, max_bad=max_bad, progress=progress, cache_gb=cache_gb
+        )
+    if path.is_file():
+        return _from_file(path, image_size)
+    near = nearest(text, ["digits"])
+    raise UserError(
+        f"{text}: no such file or folder{near if 'did you mean' in near else f': give {_KNOWN}'}"
+    )
+
+
+def _from_file(path: Path, image_size: int) -> Splits:
+    if path.suffix == ".npy":
+        return arrays.from_npy(path, image_size)
+    if path.suffix == ".npz":
+        return arrays.from_npz(path, image_size)
+    if idx.looks_like_idx(path):
+        return idx.from_idx(path, image_size)
+    raise UserError(f"{path} is no source of images: give {_KNOWN}")
+
+
+def open_image(path: str | Path, shape: tuple[int, int, int]) -> Source:
+    """One image file as a source of one, at a run's (H, W, C)."""
+    if shape[2] not in (1, 3):
+        raise UserError(f"{path}: a query file has 1 or 3 channels, the run wants {shape[2]}: give an index")
+    if not Path(path).is_file():
+        raise UserError(f"query {path}: give an index into the source or an image file")
+    try:
+        pixels = folders.decode(Path(path), shape[2], shape[0] if shape[0] == shape[1] else 0)
+    except Exception as error:
+        raise UserError(f"query {path} cannot be read: {one_line(error)}") from None
+    return arrays.from_array(np.asarray(pixels)[None], where=str(path))

@@ -1,0 +1,137 @@
+"""What a source of images is: records by index, with labels where there are some."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nearfar.errors import UserError
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be read, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images of one shape, read by index.
+
+    ``read(indices)`` gives (B, H, W, C), uint8, or float32 in the original units; ``low`` and ``high`` are the
+    values that stand for 0 and 1.
+    """
+
+    spec: str
+    shape: tuple[int, int, int]
+    reader: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
+    names: Sequence[str] = dataclasses.field(repr=False)
+    labels: np.ndarray | None = dataclasses.field(default=None, repr=False)  # (N,) int64 in 0..K-1
+    classes: tuple[str, ...] | None = None
+    low: float = 0.0
+    high: float = 255.0
+    skipped: tuple[Skipped, ...] = ()
+    hint: str | None = None  # the augmentation policy that suits it, where the source knows
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self.reader(np.asarray(indices, dtype=np.int64))
+
+    def subset(self, indices: Sequence[int] | np.ndarray, spec: str | None = None) -> Source:
+        """The same source with these records only, in this order."""
+        index = np.asarray(indices, dtype=np.int64)
+        return dataclasses.replace(
+            self,
+            spec=spec or self.spec,
+            reader=lambda i: self.reader(index[i]),
+            names=[self.names[i] for i in index],
+            labels=None if self.labels is None else self.labels[index],
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over content, names and labels; 16 hexadecimal digits."""
+        sha = hashlib.sha256(repr(self.shape).encode())
+        for at in range(0, len(self), 1024):
+            sha.update(np.ascontiguousarray(self.read(np.arange(at, min(at + 1024, len(self))))).tobytes())
+        sha.update("\0".join(map(str, self.names)).encode())
+        if self.labels is not None:
+            sha.update(self.labels.tobytes())
+        return sha.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A source as it comes: what may be trained on and, where it has its own, what judges."""
+
+    train: Source
+    test: Source | None = None
+
+
+class Numbers(Sequence):
+    """``"0", "1", …`` as names, without holding them."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, i: int) -> str:
+        if not -self._n <= i < self._n:
+            raise IndexError(i)
+        return str(range(self._n)[i])
+
+
+def encode_labels(
+    raw: object, n: int, where: str, classes: Sequence[str] | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels of any kind to 0..K-1 and their names. -> (n,) int64, K names
+
+    Given ``classes``, integers are indices into them. Raises where there are not ``n`` of them, or where one
+    is negative or not a whole number.
+    """
+    y = np.asarray(raw)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise UserError(f"{where}: labels are of shape {y.shape}: give one label an image, (N,)")
+    if len(y) != n:
+        raise UserError(f"{where}: {len(y)} labels for {n} images: give one label an image")
+    if y.dtype.kind == "f":
+        if not np.isfinite(y).all() or (y != np.round(y)).any():
+            first = int(np.flatnonzero(~(np.isfinite(y) & (y == np.round(y))))[0])
+            raise UserError(f"{where}: label {first} is {y[first]}: labels are classes, give whole numbers or names")
+        y = y.astype(np.int64)
+    if y.dtype.kind in "iu" and len(y) and y.min() < 0:
+        raise UserError(f"{where}: label {int(np.argmin(y))} is {y.min()}: labels must not be negative")
+    if classes is not None and y.dtype.kind in "iub":
+        if len(y) and y.max() >= len(classes):
+            raise UserError(f"{where}: label {y.max()} has no name among the {len(classes)} classes")
+        return y.astype(np.int64), tuple(map(str, classes))
+    if y.dtype.kind not in "iubUSO":
+        raise UserError(f"{where}: labels of type {y.dtype}: give whole numbers or names")
+    kinds, codes = np.unique(y.astype(str) if y.dtype.kind in "SO" else y, return_inverse=True)
+    return codes.astype(np.int64), tuple(str(k) for k in kinds)
+
+
+def hold_out(source: Source, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split a source's indices, class by class, into training and test. -> two sorted index arrays
+
+    A class gives ``round(share · its size)`` records to the test part but keeps at least one for training.
+    """
+    rng = np.random.default_rng([seed, 0x5117])
+    y = np.zeros(len(source), np.int64) if source.labels is None else source.labels
+    test = []
+    for label in np.unique(y):
+        members = rng.permutation(np.flatnonzero(y == label))
+        test.append(members[: min(round(share * len(members)), len(members) - 1)])
+    held = np.sort(np.concatenate(test)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(source)), held), held
