@@ -22,13 +22,13 @@ SUPERVISED = False
 
 @dataclass(frozen=True)
 class Config:
-    temperature: float = 0.2
-    """τ of NT-Xent (the paper: 0.1 for ImageNet, 0.5 for CIFAR-10 at long training)"""
+    temperature: float = 0.1
+    """τ of NT-Xent (the paper: 0.1 for ImageNet, 0.5 for CIFAR-10)"""
     depth: int = 2
     """linear layers of the projector (v1: 2, v2: 3; 0: none)"""
     hidden: int = 0
     """width of the projector's hidden layers; 0: as wide as the features"""
-    out: int = 128
+    dim: int = 128
     """dimensions of the space in which the loss is taken"""
     norm: str = "batch"
     """normalisation in the projector: batch, layer or none"""
@@ -36,8 +36,8 @@ class Config:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise UserError(f"temperature {self.temperature} must be above 0")
-        if self.out < 1 or self.hidden < 0 or self.depth < 0:
-            raise UserError(f"projector of depth {self.depth}, hidden {self.hidden}, out {self.out}: too small")
+        if self.dim < 1 or self.hidden < 0 or self.depth < 0:
+            raise UserError(f"projector of depth {self.depth}, hidden {self.hidden}, dim {self.dim}: too small")
 
 
 class Method(nn.Module):
@@ -45,7 +45,7 @@ class Method(nn.Module):
         super().__init__()
         self.encoder, self.config, self.views = encoder, config, 2
         d = encoder.features
-        out = config.out if config.depth else d
+        out = config.dim if config.depth else d
         self.projector = mlp(d, config.hidden or d, out, depth=config.depth, norm=config.norm)
 
     def project(self, features: Tensor) -> Tensor:

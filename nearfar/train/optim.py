@@ -17,7 +17,7 @@ _NAMES = ("adamw", "sgd")
 class Optim:
     name: str = "adamw"
     """adamw or sgd (with Nesterov momentum)"""
-    lr: float = 0.002
+    lr: float = 0.003
     """peak learning rate"""
     weight_decay: float = 0.0001
     """decoupled for adamw; never on biases and normalisation"""

@@ -1,0 +1,3 @@
+from nearfar.cli import main
+
+raise SystemExit(main())

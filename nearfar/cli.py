@@ -1,0 +1,257 @@
+"""One thin command a verb; flags are derived from signatures and from the recipe. No logic."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from nearfar.errors import UserError, nearest, one_line
+
+
+
+def train(argv: list[str]) -> None:
+    """train an encoder on a source of images, judge it, and write a run's folder with report.html"""
+    from nearfar import recipe as recipes
+    from nearfar.run import train as do
+
+    start = _start(argv)
+    given = tyro.cli(_train_flags(start), args=argv, prog="nearfar train", description=_first(train.__doc__))
+    values = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+    out, force, _ = values.pop("out"), values.pop("force"), values.pop("recipe")
+    settings = {f.name: values.pop(f.name) for f in dataclasses.fields(type(start.method_config()))}
+    views = {k: v for k, v in dataclasses.asdict(values.pop("views")).items() if v is not None}
+    source = values.pop("source") or start.source
+    budget = {k: values[k] for k in ("epochs", "steps", "minutes")}
+    if budget != {k: getattr(start, k) for k in budget}:
+        values["pace"] = ()
+        changed = {k: v for k, v in budget.items() if v != getattr(start, k)}
+        values |= dict.fromkeys(budget, 0) | changed
+    else:
+        values["pace"] = start.pace
+    recipe = recipes.Recipe(source=source, settings=settings, views=start.views | views, **values)
+    run = do(recipe=recipe, out=out or None, force=force, say=_say)
+    _show_results(run)
+    print(f"run     {run.folder}\nreport  {run.folder / 'report.html'}")
+
+
+def _start(argv: list[str]) -> Any:
+    """The recipe whose values are the flags' defaults: the one named by --recipe, or the method's own."""
+    from nearfar import recipe as recipes
+
+    start = recipes.read(path) if (path := _flag(argv, "--recipe")) else recipes.Recipe()
+    method = _flag(argv, "--method")
+    return start.changed(method=method, settings={}) if method and method != start.method else start
+
+
+def _flag(argv: list[str], name: str) -> str | None:
+    for i, word in enumerate(argv):
+        if word == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(name + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def _help(cls: type, name: str) -> str:
+    from tyro._docstrings import get_field_docstring
+
+    return (get_field_docstring(cls, name, ()) or "").replace("\n", " ")
+
+
+def _train_flags(start: Any) -> type:
+    """A dataclass with a field for every key of the recipe, of the method's settings and of the policy."""
+    from nearfar.recipe import Recipe
+    from nearfar.views.policy import ImagePolicy
+
+    kinds = {"float": float, "int": int, "str": str, "bool": bool}
+
+    def fields(cls: type, defaults: Any, skip: tuple[str, ...] = ()) -> list[tuple]:
+        return [(f.name, Annotated[kinds[str(f.type)], arg(help=_help(cls, f.name))],
+                 dataclasses.field(default=getattr(defaults, f.name)))
+                for f in dataclasses.fields(cls) if f.name not in skip]  # fmt: skip
+
+    views = dataclasses.make_dataclass("views", [
+        (f.name, Annotated[float | None, arg(help=_help(ImagePolicy, f.name))], None)
+        for f in dataclasses.fields(ImagePolicy)
+    ])  # fmt: skip
+    config = start.method_config()
+    skip = ("source", "views", "settings", "optim", "pace")
+    return dataclasses.make_dataclass("Train", [
+        ("source", Positional[Annotated[str, arg(help=_help(Recipe, "source"))]], ""),
+        *fields(Recipe, start, skip),
+        *fields(type(config), config),
+        ("optim", type(start.optim), start.optim),
+        ("views", views, dataclasses.field(default_factory=views)),
+        ("out", Annotated[str, arg(help="the run's folder; runs/SOURCE-METHOD where left out")], ""),
+        ("recipe", Annotated[str, arg(help="start from a recipe.toml or a run's folder")], ""),
+        ("force", Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="replace a run of the same name")], False),
+    ])  # fmt: skip
+
+
+def _show_results(run: Any) -> None:
+    import json
+
+    from nearfar.report.load import table_of
+
+    held = json.loads((run.folder / "results.json").read_text())
+    if held.get("evaluation"):
+        table_of(held["evaluation"])
+
+
+def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, arg(aliases=["-o"])],
+          project: bool = False, force: bool = False) -> None:  # fmt: skip
+    """write the features of a source's images to .npz or .parquet
+
+    Args:
+        run: a run's folder.
+        source: images, as for train.
+        out: out.npz or out.parquet: features, labels, names, split.
+        project: after the projector instead of before it.
+        force: replace the file.
+    """
+    from nearfar.embedding import write_embedding
+    from nearfar.run import load
+
+    n, d = write_embedding(load(run), source, Path(out), project=project, force=force)
+    print(f"{out}: {n:,} embeddings of {d} dimensions")
+
+
+def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int = 10,
+             labels: tuple[int, ...] = (1, 5, 10)) -> None:  # fmt: skip
+    """judge a run on a source: kNN, linear probe, few labels, beside raw pixels and the untrained encoder
+
+    Args:
+        run: a run's folder.
+        source: labelled images; the run's own source where left out.
+        draws: draws of the few labels.
+        labels: how many labels a class.
+    """
+    from nearfar.run import load
+
+    opened = load(run)
+    result = opened.evaluate(source or None, draws=draws, labels_per_class=labels, say=_say)
+    if result is not None:
+        result.render()
+        best = result.judgements["nearfar"]["linear"].metrics
+        for kind in ("macro", "micro"):
+            m = best[kind]
+            print(f"linear, {kind}: precision {m['precision']:.3f}  recall {m['recall']:.3f}  F1 {m['f1']:.3f}")
+    print(f"results {opened.folder / 'results.json'}\nreport  {opened.folder / 'report.html'}")
+
+
+def report(run: Positional[str]) -> None:
+    """write report.html anew from what lies in a run's folder
+
+    Args:
+        run: a run's folder.
+    """
+    from nearfar.report import write
+
+    print(f"report  {write(Path(run))}")
+
+
+def neighbours(run: Positional[str], source: Positional[str], query: Positional[str], *, k: int = 8,
+               out: Annotated[str, arg(aliases=["-o"])] = "") -> None:  # fmt: skip
+    """list the images of a source nearest to one of them, or to an image file
+
+    Args:
+        run: a run's folder.
+        source: images, as for train; of a source with splits, the training part.
+        query: an index into the source, or an image file.
+        k: how many.
+        out: also write a picture of them, .png.
+    """
+    from nearfar.run import load
+
+    opened = load(run)
+    part = opened.open(source).train
+    rows = opened.neighbours(source, query, k)
+    for index, cosine in rows:
+        label = "" if part.labels is None else f"  {part.classes[part.labels[index]]}"
+        print(f"{cosine:.3f}  {part.names[index]}{label}")
+    if out:
+        from nearfar.embedding import write_strip
+
+        write_strip(opened, part, [i for i, _ in rows], query, Path(out))
+        print(out)
+
+
+def methods() -> None:
+    """list the methods"""
+    from nearfar import methods as known
+
+    for name in known.names():
+        print(f"{name:16} {_first(known.module(name).__doc__)}")
+
+
+def doctor() -> None:
+    """say what is installed, what the machine has, and what each missing extra would give"""
+    from nearfar.environment import describe_environment, extras
+
+    about = describe_environment()
+    for key in ("nearfar", "commit", "python", "platform", "device", "threads"):
+        print(f"{key:16} {about[key]}")
+    for name, version in about["packages"].items():
+        print(f"{name:16} {version or 'missing'}")
+    for extra, module, state, gives in extras():
+        fix = "" if state[0].isdigit() or state == "present" else f"   pip install 'nearfar[{extra}]'"
+        print(f"{module:16} {state:14} {gives}{fix}")
+
+
+_VERBS = {f.__name__: f for f in (train, embed, evaluate, report, neighbours, methods, doctor)}
+
+
+def _first(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0]
+
+
+def _say(text: str) -> None:
+    print(f"nearfar: {text}", file=sys.stderr)
+
+
+def _usage() -> str:
+    lines = ["nearfar: pull what belongs together near, push the rest far", "", "usage: nearfar VERB …", ""]
+    lines += [f"  {name:11} {_first(f.__doc__)}" for name, f in _VERBS.items()]
+    return "\n".join([*lines, "", "`nearfar VERB --help` says more. Start with: nearfar train digits --minutes 0.5"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on stderr and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if argv[0] in ("--version", "-V"):
+        from nearfar import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if argv[0] not in _VERBS:
+            raise UserError(f"unknown verb {argv[0]!r}{nearest(argv[0], _VERBS)}")
+        verb = _VERBS[argv[0]]
+        if verb is train:
+            train(argv[1:])
+        else:
+            tyro.cli(verb, args=argv[1:], prog=f"nearfar {argv[0]}", config=(tyro.conf.FlagCreatePairsOff,))
+    except UserError as error:
+        _say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _say("stopped; what was written stays")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if os.environ.get("NEARFAR_DEBUG"):
+            raise
+        _say(one_line(error))
+        return 2
+    return 0

@@ -1,0 +1,119 @@
+"""Every judge on every embedding: one table, with the protocol it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nearfar.errors import UserError
+from nearfar.evaluate.probes import FEW_C, Judgement, Result, few_label, knn, linear_probe
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results by embedding and column, full judgements by embedding, and the protocol."""
+
+    cells: dict[str, dict[str, Result]]
+    judgements: dict[str, dict[str, Judgement]]
+    classes: tuple[str, ...]
+    protocol: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, embedding: str) -> dict[str, Result]:
+        return self.cells[embedding]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        rows = [{"embedding": e, "cells": {k: r.to_dict() for k, r in c.items()}} for e, c in self.cells.items()]
+        judged = {e: {k: {"metrics": j.metrics, "detail": j.result.detail} for k, j in js.items()}
+                  for e, js in self.judgements.items()}  # fmt: skip
+        return {"rows": rows, "judgements": judged, "classes": list(self.classes),
+                "protocol": self.protocol, "notes": list(self.notes)}  # fmt: skip
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows of text: value ± half of the interval."""
+        heads = list(next(iter(self.cells.values())))
+        rows = [[e, *(f"{c[h].value:.3f} ±{(c[h].high - c[h].low) / 2:.3f}" for h in heads)]
+                for e, c in self.cells.items()]  # fmt: skip
+        return ["embedding", *heads], rows
+
+    def render(self, console: Any = None) -> None:
+        """Print the table."""
+        from rich.console import Console
+        from rich.table import Table
+
+        console = console or Console(width=None)
+        heads, rows = self.table()
+        table = Table(title=self.protocol["title"])
+        for i, head in enumerate(heads):
+            table.add_column(head.replace(" ", "\n") if i else head, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*(cell.replace(" ", "\n") if i else cell for i, cell in enumerate(row)))
+        console.print(table)
+
+
+def check(features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray) -> None:
+    """One line for what cannot be judged."""
+    if len(y_test) == 0:
+        raise UserError("the test part is empty: nothing to judge by")
+    kinds = np.unique(y_train)
+    if len(kinds) < 2:
+        raise UserError(f"evaluation needs at least two classes; all {len(y_train)} training labels are {kinds[0]}")
+    new = np.setdiff1d(y_test, kinds)
+    if len(new):
+        raise UserError(f"test label {new[0]} is not among the training labels")
+    for name, (a, b) in features.items():
+        if len(a) != len(y_train) or len(b) != len(y_test):
+            raise UserError(f"{name}: {len(a)} and {len(b)} rows for {len(y_train)} and {len(y_test)} labels")
+        bad = int((~np.isfinite(a)).sum() + (~np.isfinite(b)).sum())
+        if bad:
+            raise UserError(f"{name}: {bad} features are NaN or infinite: training diverged or the input is bad")
+
+
+def evaluate(
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray,
+    classes: tuple[str, ...] | None = None, *, labels_per_class: tuple[int, ...] = (1, 5, 10), draws: int = 10,
+    seed: int = 0, k: int = 20, temperature: float = 0.07, progress: Callable[[str], None] = lambda text: None,
+) -> Evaluation:  # fmt: skip
+    """Judge embeddings given as ``{name: (train (N, d), test (M, d))}``.
+
+    Columns: kNN and linear probe at few labels a class (means over draws, the same draws for every
+    embedding), then kNN and linear probe on all labels (bootstrap intervals over test items).
+    """
+    check(features, y_train, y_test)
+    classes = tuple(classes or (str(i) for i in range(int(max(y_train.max(), y_test.max())) + 1)))
+    smallest = int(np.unique(y_train, return_counts=True)[1].min())
+    few = [n for n in labels_per_class if n <= smallest]
+    notes = [f"{n} labels a class left out: a class has only {smallest} training images"
+             for n in labels_per_class if n > smallest]  # fmt: skip
+    cells, judgements = {}, {}
+    for name, (a, b) in features.items():
+        progress(name)
+        row: dict[str, Result] = {}
+        for n in few:
+            row |= few_label(a, y_train, b, y_test, labels_per_class=n, draws=draws, seed=seed)
+        full = {
+            "kNN": knn(a, y_train, b, y_test, list(classes), k=k, temperature=temperature),
+            "linear": linear_probe(a, y_train, b, y_test, list(classes), seed=seed),
+        }
+        cells[name] = row | {kind: j.result for kind, j in full.items()}
+        judgements[name] = full
+    return Evaluation(cells, judgements, classes, _protocol(y_train, y_test, draws, seed, k, temperature), tuple(notes))
+
+
+def _protocol(y_train: np.ndarray, y_test: np.ndarray, draws: int, seed: int, k: int, t: float) -> dict[str, Any]:
+    import sklearn
+
+    sha = hashlib.sha256(np.asarray(y_train, np.int64).tobytes() + b"|" + np.asarray(y_test, np.int64).tobytes())
+    return {
+        "title": f"accuracy on {len(y_test):,} test images, probes on {len(y_train):,} training images",
+        "k": k, "temperature": t, "draws": draws, "seed": seed, "few-label C": FEW_C,
+        "train": len(y_train), "test": len(y_test), "split hash": sha.hexdigest()[:16],
+        "intervals": "95 %: Student's over draws for few labels, bootstrap over test items for all labels",
+        "python": platform.python_version(), "numpy": np.__version__, "scikit-learn": sklearn.__version__,
+    }  # fmt: skip

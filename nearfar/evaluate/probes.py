@@ -1,0 +1,164 @@
+"""kNN, linear probe and few-label probes on frozen features; nothing is chosen on test data."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nearfar.evaluate.retrieval import neighbours, unit
+
+GRID = tuple(float(c) for c in 10.0 ** np.arange(-4, 2))
+FEW_C = 10.0  # on unit rows; fixed, not tuned
+
+
+@dataclass(frozen=True)
+class Result:
+    """A number with its 95 % interval and how many items or draws it comes from."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    result: Result
+    predictions: np.ndarray  # (N_test,)
+    metrics: dict[str, Any]
+
+
+def bootstrap(correct: np.ndarray, seed: int = 0, times: int = 1000) -> tuple[float, float]:
+    """95 % percentile interval of a mean of zeros and ones, over resampled test items."""
+    n = len(correct)
+    means = np.random.default_rng(seed).binomial(n, correct.mean(), times) / n  # resampling 0/1 is binomial
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def classification(y: np.ndarray, predicted: np.ndarray, classes: list[str]) -> dict[str, Any]:
+    """Accuracy; precision, recall and F1 per class, macro, micro, weighted; confusion (rows: the truth)."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support as scores
+
+    known = np.arange(len(classes))
+    p, r, f, n = scores(y, predicted, labels=known, zero_division=0)
+    confusion = confusion_matrix(y, predicted, labels=known)
+    out: dict[str, Any] = {
+        "accuracy": float((y == predicted).mean()),
+        "balanced_accuracy": float(r[n > 0].mean()),
+        "per_class": [
+            {"name": str(c), "precision": float(p[i]), "recall": float(r[i]), "f1": float(f[i]), "support": int(n[i])}
+            for i, c in enumerate(classes)
+        ],
+        "confusion": confusion.tolist(),
+    }
+    for average in ("macro", "micro", "weighted"):
+        values = scores(y, predicted, labels=known, average=average, zero_division=0)[:3]
+        out[average] = dict(zip(("precision", "recall", "f1"), map(float, values)))
+    return out
+
+
+def _judged(name: str, y: np.ndarray, predicted: np.ndarray, classes: list[str], **detail: Any) -> Judgement:
+    correct = predicted == y
+    result = Result(name, float(correct.mean()), *bootstrap(correct), len(y), detail)
+    return Judgement(result, predicted, classification(y, predicted, classes))
+
+
+def vote(
+    train: np.ndarray, y_train: np.ndarray, test: np.ndarray, n_classes: int, k: int, temperature: float
+) -> np.ndarray:
+    """The class with the largest Σ exp(cos/τ) over the k nearest (Wu et al. 2018); ties: the lower class."""
+    index, cosine = neighbours(test, train, k)  # (M, k)
+    weight = np.exp((cosine.astype(np.float64) - cosine[:, :1]) / temperature)  # same argmax, no overflow
+    votes = np.zeros((len(test), n_classes))
+    for j in range(index.shape[1]):
+        votes[np.arange(len(test)), y_train[index[:, j]]] += weight[:, j]
+    return votes.argmax(1)
+
+
+def knn(
+    train: np.ndarray, y_train: np.ndarray, test: np.ndarray, y_test: np.ndarray, classes: list[str], *,
+    k: int = 20, temperature: float = 0.07,
+) -> Judgement:  # fmt: skip
+    """Weighted k-nearest-neighbour accuracy by cosine."""
+    k = min(k, len(train))
+    predicted = vote(train, y_train, test, len(classes), k, temperature)
+    return _judged("kNN", y_test, predicted, classes, k=k, temperature=temperature)
+
+
+def _logistic(c: float, x: np.ndarray, y: np.ndarray, tol: float = 1e-4, most: int = 1000) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said in the detail instead
+        return LogisticRegression(C=c, tol=tol, max_iter=most).fit(x, y)
+
+
+def linear_probe(
+    train: np.ndarray, y_train: np.ndarray, test: np.ndarray, y_test: np.ndarray, classes: list[str], *,
+    grid: tuple[float, ...] = GRID, seed: int = 0,
+) -> Judgement:  # fmt: skip
+    """Multinomial logistic regression on standardised features.
+
+    Standardised with the training part's statistics. C is chosen on a stratified fifth of the *training* part
+    (of at most 5,000 rows; ties: the smaller C), then all of the training part is fitted to convergence.
+    """
+    from sklearn.model_selection import train_test_split
+
+    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+    scale = np.where(std > 1e-8, 1 / np.maximum(std, 1e-8), 0)
+    a = ((train - mean) * scale).astype(np.float32)
+    b = ((test - mean) * scale).astype(np.float32)
+    rows = np.random.default_rng(seed).permutation(len(a))[:5000]
+    counts = np.bincount(y_train[rows])
+    best, chosen = -1.0, grid[len(grid) // 2]
+    if counts[counts > 0].min() >= 5 and (counts > 0).sum() > 1:
+        fit, val = train_test_split(rows, test_size=0.2, stratify=y_train[rows], random_state=seed)
+        for c in grid:
+            score = float((_logistic(c, a[fit], y_train[fit], 1e-3, 200).predict(a[val]) == y_train[val]).mean())
+            if score > best:
+                best, chosen = score, c
+    model = _logistic(chosen, a, y_train)
+    done = int(model.n_iter_[0]) < model.max_iter
+    return _judged("linear", y_test, model.predict(b), classes, C=chosen, converged=done)
+
+
+def draw_labels(y: np.ndarray, n: int, draw: int, seed: int = 0) -> np.ndarray:
+    """``n`` rows of each class; a function of the labels and the draw alone, the same for every embedding."""
+    rng = np.random.default_rng([seed, draw, n])
+    return np.concatenate([rng.choice(np.flatnonzero(y == c), n, replace=False) for c in np.unique(y)])
+
+
+def few_label(
+    train: np.ndarray, y_train: np.ndarray, test: np.ndarray, y_test: np.ndarray, *, labels_per_class: int,
+    draws: int = 10, seed: int = 0,
+) -> dict[str, Result]:  # fmt: skip
+    """kNN and linear accuracy with a few labels a class, over draws; the interval is Student's over the draws.
+
+    kNN votes among ``min(n, 5)`` neighbours; the probe is logistic on unit rows with a fixed C of 10.
+    """
+    from scipy.stats import t as student
+
+    a, b, n = unit(train), unit(test), labels_per_class
+    got: dict[str, list[float]] = {"kNN": [], "linear": []}
+    for draw in range(draws):
+        rows = draw_labels(y_train, n, draw, seed)
+        x, y = a[rows], y_train[rows]
+        near = vote(x, y, b, int(y_train.max()) + 1, min(n, 5), 0.07)
+        got["kNN"].append(float((near == y_test).mean()))
+        got["linear"].append(float((_logistic(FEW_C, x, y, 1e-3).predict(b) == y_test).mean()))
+    out = {}
+    for kind, values in got.items():
+        half = float(student.ppf(0.975, draws - 1) * np.std(values, ddof=1) / draws**0.5) if draws > 1 else 0.0
+        mean = float(np.mean(values))
+        name = f"{n} label{'s' * (n > 1)} {kind}"
+        out[name] = Result(name, mean, mean - half, mean + half, draws, {"draws": values})
+    return out

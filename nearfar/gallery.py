@@ -1,0 +1,183 @@
+"""What the report shows of a run, gathered into one file: features, thumbnails, views, map, neighbours."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nearfar import build
+from nearfar.data import Source
+from nearfar.errors import UserError
+from nearfar.evaluate import geometry, neighbours
+from nearfar.train.loop import step_generator
+from nearfar.views.image import Drawn, ImageViews, apply, to_lines
+from nearfar.views.policy import ImagePolicy
+
+if TYPE_CHECKING:
+    from nearfar.run import Run
+
+_ITEMS, _PAIRS, _ORIGINALS, _VIEWS, _QUERIES, _NEAR = 1500, 1000, 8, 6, 10, 7
+
+
+def item_hashes(source: Source) -> np.ndarray:
+    """A 64-bit hash of every image's pixels, to tell later whether an image was trained on. (N,) uint64"""
+    out = np.empty(len(source), np.uint64)
+    for at in range(0, len(source), 512):
+        for i, image in enumerate(source.read(np.arange(at, min(at + 512, len(source))))):
+            sha = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8)
+            out[at + i] = int.from_bytes(sha.digest(), "little")
+    return out
+
+
+class Spaces:
+    """The embeddings of one source that are judged side by side, each computed once."""
+
+    def __init__(self, run: Run, train: Source, test: Source | None) -> None:
+        self.run, self.train, self.test = run, train, test
+        self.shown = test if test is not None else train  # what the pictures are of
+
+    @cached_property
+    def untrained(self) -> Any:
+        """The same encoder with its first weights, BatchNorm's statistics measured on training images."""
+        method = self.run._fresh()
+        build.calibrate(method, self.train, self.run.input.range_for(self.train))
+        return method
+
+    def _embed(self, method: Any, part: Source, project: bool = False) -> np.ndarray:
+        return build.embed(method, part, self.run.input.range_for(part), project=project)
+
+    def _pixels(self, part: Source) -> np.ndarray:
+        low, high = self.run.input.range_for(part)
+        x = part.read(np.arange(len(part))).reshape(len(part), -1).astype(np.float32)
+        return (x - low) / (high - low)
+
+    @cached_property
+    def _pairs(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        parts = (self.train, self.test if self.test is not None else self.train.subset([]))
+        both = lambda make: (make(parts[0]), make(parts[1]) if len(parts[1]) else None)  # noqa: E731
+        return {
+            "nearfar": both(lambda p: self._embed(self.run.method, p)),
+            "projection": both(lambda p: self._embed(self.run.method, p, True)),
+            "untrained encoder": both(lambda p: self._embed(self.untrained, p)),
+            "raw pixels": both(self._pixels),
+        }
+
+    def features(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """``{name: (train, test)}``: ours before and after the projector, untrained, raw pixels."""
+        return self._pairs
+
+    def on_shown(self, name: str) -> np.ndarray:
+        a, b = self._pairs[name]
+        return a if b is None else b
+
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """Which images the pictures are of: at most 1,500, the same each time."""
+        n = len(self.shown)
+        return np.sort(np.random.default_rng(0).permutation(n)[:_ITEMS])
+
+    @cached_property
+    def two_views(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Two augmented views of shown images, embedded: features, projections, untrained features."""
+        run = self.run
+        part = self.shown.subset(self.sample[:_PAIRS])
+        views = ImageViews(ImagePolicy(**run.recipe.views), run.input.shape[:2], *run.input.range_for(part))
+        out: dict[str, list[list[np.ndarray]]] = {n: [[], []] for n in ("nearfar", "projection", "untrained encoder")}
+        device = next(run.method.parameters()).device
+        with torch.no_grad():
+            for at in range(0, len(part), 250):
+                content = part.read(np.arange(at, min(at + 250, len(part))))
+                for side, x in enumerate(views(content, step_generator(run.recipe.seed, 10**9 + at), device)):
+                    h = run.method.encoder(x)
+                    out["nearfar"][side].append(h.float().cpu().numpy())
+                    out["projection"][side].append(run.method.project(h).float().cpu().numpy())
+                    out["untrained encoder"][side].append(self.untrained.encoder(x.cpu()).float().numpy())
+        return {n: (np.concatenate(a), np.concatenate(b)) for n, (a, b) in out.items()}
+
+    def geometry(self) -> dict[str, dict[str, float]]:
+        """Effective rank, alignment and uniformity of each space, on the shown images."""
+        out = {}
+        for name, (a, b) in self.two_views.items():
+            z = self.on_shown(name)[self.sample]
+            out[name] = {"effective_rank": geometry.effective_rank(z), "dimensions": z.shape[1],
+                         "alignment": geometry.alignment(a, b), "uniformity": geometry.uniformity(z)}  # fmt: skip
+        return out
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers must know: were test images trained on?"""
+        if self.test is None:
+            return []
+        path = self.run.folder / "seen.npy"
+        try:
+            seen = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return [f"{path.name} is missing: cannot tell whether test images were trained on"]
+        copies = int(np.isin(item_hashes(self.test), seen).sum())
+        if not copies:
+            return ["no test image is among the images the encoder was trained on"]
+        return [f"{copies} of {len(self.test)} test images are exact copies of images the encoder was trained on"]
+
+
+def _thumbs(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Pictures to look at: one or three channels, at most 64 pixels. (N, H, W, C) -> (N, h, w, 1 | 3) uint8"""
+    x = (pixels.astype(np.float32) - low) * (255 / (high - low))
+    x = x if x.shape[3] in (1, 3) else x[..., :1]
+    step = -(-max(x.shape[1:3]) // 64)
+    return x[:, ::step, ::step].clip(0, 255).round().astype(np.uint8)
+
+
+def views_sheet(run: Run, part: Source, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Originals, their views, and what was done to each."""
+    low, high = run.input.range_for(part)
+    content = part.read(rows)
+    views = ImageViews(ImagePolicy(**run.recipe.views), run.input.shape[:2], low, high, _VIEWS)
+    generator = step_generator(run.recipe.seed, 2 * 10**9)
+    drawn: list[Drawn] = views.draws(content.shape[1:3], len(content), generator)
+    x = to_lines(content, low, high)
+    seen = [apply(x, d, views.size, generator).permute(0, 2, 3, 1).numpy() for d in drawn]
+    stacked = np.stack([_thumbs(v, 0.0, 1.0) for v in seen], 1)  # (m, v, h, w, c)
+    text = [[d.describe(i) for d in drawn] for i in range(len(content))]
+    return {"views_original": _thumbs(content, low, high), "views": stacked, "views_text": np.array(text)}
+
+
+def write(path: Path, spaces: Spaces) -> None:
+    """Gather everything and write it, whole or not at all."""
+    shown, rows = spaces.shown, spaces.sample
+    if not len(rows):
+        raise UserError("no images to show")
+    z = spaces.on_shown("nearfar")[rows]
+    queries = np.linspace(0, len(rows) - 1, min(_QUERIES, len(rows))).astype(np.int64)
+    near, cosine = neighbours(z[queries], z, min(_NEAR + 1, len(z)))
+    positive, negative = geometry.similarity_pairs(*spaces.two_views["projection"])
+    labels = np.full(len(rows), -1) if shown.labels is None else shown.labels[rows]
+    held = {
+        "features": z.astype(np.float16),
+        "thumbs": _thumbs(shown.read(rows), *spaces.run.input.range_for(shown)),
+        "labels": labels,
+        "names": np.array([str(shown.names[i]) for i in rows]),
+        "classes": np.array(shown.classes or (), dtype=str),
+        "map": geometry.map2d(z).astype(np.float32),
+        "neighbours": np.concatenate([queries[:, None], _without(near, cosine, queries)[0]], 1),
+        "neighbour_cosine": np.concatenate([np.ones((len(queries), 1)), _without(near, cosine, queries)[1]], 1),
+        "positives": positive, "negatives": negative,
+        "spectrum": geometry.spectrum(z),
+        "spectrum_untrained": geometry.spectrum(spaces.on_shown("untrained encoder")[rows]),
+        "spectrum_projection": geometry.spectrum(spaces.on_shown("projection")[rows]),
+        **views_sheet(spaces.run, shown, rows[: min(_ORIGINALS, len(rows))]),
+    }  # fmt: skip
+    side = path.with_name(f".{path.name}.tmp.npz")
+    np.savez_compressed(side, **held)
+    side.replace(path)
+
+
+def _without(near: np.ndarray, cosine: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Drop each query's own row from its neighbours (or the last, where a twin came first)."""
+    keep = near != own[:, None]
+    keep[keep.all(1), -1] = False
+    shape = (len(near), near.shape[1] - 1)
+    return near[keep].reshape(shape), cosine[keep].reshape(shape)

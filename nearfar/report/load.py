@@ -1,0 +1,86 @@
+"""Reads a run's folder; what is absent or cut is None, never a crash."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearfar.errors import UserError
+
+
+@dataclass(frozen=True)
+class Folder:
+    path: Path
+    recipe: dict[str, Any]
+    recipe_text: str
+    metrics: list[dict[str, Any]]
+    results: dict[str, Any]
+    environment: dict[str, Any]
+    clock: dict[str, Any]
+    gallery: dict[str, np.ndarray]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl up to a line cut short by a kill."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return rows
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    return rows
+
+
+def read(path: Path) -> Folder:
+    """Read what lies in a run's folder."""
+    import tomllib
+
+    if not (path / "recipe.toml").is_file():
+        raise UserError(f"{path} is no run: it holds no recipe.toml" if path.exists() else f"{path}: no such run")
+    text = (path / "recipe.toml").read_text(encoding="utf-8")
+    try:
+        recipe = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise UserError(f"{path / 'recipe.toml'} is no TOML") from None
+    try:
+        with np.load(path / "gallery.npz", allow_pickle=False) as held:
+            gallery = {k: held[k] for k in held.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        gallery = {}
+    return Folder(path, recipe, text, _rows(path / "metrics.jsonl"), _json(path / "results.json"),
+                  _json(path / "environment.json"), _json(path / "clock.json"), gallery)  # fmt: skip
+
+
+def table_of(evaluation: dict[str, Any]) -> None:
+    """Print the table of a results.json."""
+    from rich.console import Console
+    from rich.table import Table
+
+    heads = list(evaluation["rows"][0]["cells"])
+    table = Table(title=evaluation["protocol"]["title"])
+    table.add_column("embedding")
+    for head in heads:
+        table.add_column(head.replace(" ", "\n"), justify="right")
+    for row in evaluation["rows"]:
+        cells = (row["cells"][h] for h in heads)
+        table.add_row(row["embedding"], *(f"{c['value']:.3f}\n±{(c['high'] - c['low']) / 2:.3f}" for c in cells))
+    Console(width=100).print(table)

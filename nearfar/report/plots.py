@@ -1,0 +1,95 @@
+"""Plots as inline SVG, readable in light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, told apart by most kinds of sight
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8B7500", "#7F7F7F", "#5B3FA0", "#1FB5A8"]
+_INK = "#123456"  # stands for the text's colour, and becomes currentColor
+_STYLE = {
+    "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
+    "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False, "font.family": "sans-serif",
+}  # fmt: skip
+
+
+def _svg(figure: Figure, name: str, alt: str) -> str:
+    held = io.StringIO()
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
+        figure.savefig(held, format="svg", transparent=True, metadata={"Date": None})
+    svg = held.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1system-ui, sans-serif", svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{alt}"', 1)
+
+
+def _numbers(rows: list[dict], key: str) -> tuple[list[float], list[float]]:
+    pairs = [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float) and np.isfinite(r[key])]
+    return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
+def curves(rows: list[dict[str, Any]]) -> str:
+    """Loss, similarities, effective rank, spread, rate and learning rate over steps."""
+    panels = [("loss", ["loss"]), ("cosine of positives and negatives", ["positive", "negative"]),
+              ("effective rank of the features", ["effective_rank"]), ("spread a dimension (1: even)", ["std"]),
+              ("images a second", ["images_per_second"]), ("learning rate", ["lr"])]  # fmt: skip
+    seen = {k for _, keys in panels for k in keys} | {"step", "time", "share"}
+    more = sorted({k for r in rows for k in r} - seen)
+    panels = [p for p in panels + [(k, [k]) for k in more] if any(_numbers(rows, k)[0] for k in p[1])]
+    if not panels:
+        return ""
+    lines = -(-len(panels) // 3)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 2.5 * lines), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(lines, 3, squeeze=False)).ravel()
+        for axis, (title, keys) in zip(axes, panels):
+            for i, key in enumerate(keys):
+                axis.plot(*_numbers(rows, key), color=COLOURS[i], lw=1.4, label=key)
+            axis.set_title(title)
+            axis.set_xlabel("step")
+            if len(keys) > 1:
+                axis.legend()
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        return _svg(figure, "curves", "Training curves over steps")
+
+
+def histogram(positives: np.ndarray, negatives: np.ndarray) -> str:
+    """Cosines of two views of one picture against those of two pictures."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6, 2.6), layout="constrained")
+        axis = figure.subplots()
+        bins = np.linspace(-1, 1, 61)
+        for values, label, colour in ((negatives, "two pictures", COLOURS[1]), (positives, "one picture", COLOURS[0])):
+            axis.hist(values, bins, color=colour, alpha=0.65, label=label)
+        axis.set_xlabel("cosine after the projector")
+        axis.set_ylabel("pairs")
+        axis.legend()
+        return _svg(figure, "histogram", "Similarity of positive and negative pairs")
+
+
+def spectra(named: dict[str, tuple[np.ndarray, float | None]]) -> str:
+    """Eigenvalues of the covariance on a log scale, with the effective rank of each."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6, 2.6), layout="constrained")
+        axis = figure.subplots()
+        for i, (name, (values, rank)) in enumerate(named.items()):
+            positive = values[values > 1e-9]
+            label = name if rank is None else f"{name}: effective rank {rank:.0f} of {len(values)}"
+            axis.plot(np.arange(1, len(positive) + 1), positive, color=COLOURS[i], lw=1.4, label=label)
+        axis.set_yscale("log")
+        axis.set_xlabel("dimension")
+        axis.set_ylabel("share of variance")
+        axis.legend()
+        return _svg(figure, "spectrum", "Spectrum of the features")
