@@ -14,7 +14,6 @@ from tyro.conf import Positional, arg
 from nearfar.errors import UserError, nearest, one_line
 
 
-
 def train(argv: list[str]) -> None:
     """train an encoder on a source of images, judge it, and write a run's folder with report.html"""
     from nearfar import recipe as recipes

@@ -137,7 +137,7 @@ def views_sheet(run: Run, part: Source, rows: np.ndarray) -> dict[str, np.ndarra
     content = part.read(rows)
     views = ImageViews(ImagePolicy(**run.recipe.views), run.input.shape[:2], low, high, _VIEWS)
     generator = step_generator(run.recipe.seed, 2 * 10**9)
-    drawn: list[Drawn] = views.draws(content.shape[1:3], len(content), generator)
+    drawn: list[Drawn] = views.draws(len(content), generator)
     x = to_lines(content, low, high)
     seen = [apply(x, d, views.size, generator).permute(0, 2, 3, 1).numpy() for d in drawn]
     stacked = np.stack([_thumbs(v, 0.0, 1.0) for v in seen], 1)  # (m, v, h, w, c)

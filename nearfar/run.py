@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import time
@@ -16,12 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from nearfar import build, dist, gallery, recipe as recipes
+from nearfar import build, dist, gallery
+from nearfar import recipe as recipes
 from nearfar.build import Input
 from nearfar.data import Loader, Source, Splits
 from nearfar.environment import describe_environment
 from nearfar.errors import UserError
-from nearfar.evaluate import Evaluation, evaluate as judge, neighbours as nearest_rows
+from nearfar.evaluate import Evaluation
+from nearfar.evaluate import evaluate as judge
+from nearfar.evaluate import neighbours as nearest_rows
 from nearfar.recipe import Recipe
 from nearfar.train import checkpoint, loop, optim
 from nearfar.train.checkpoint import write_bytes
@@ -53,6 +57,7 @@ def learn(
     """Train on a source by a resolved recipe; everything random comes from the recipe's seed."""
     from lightning_fabric import Fabric
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
     given = Input(tuple(train.shape), float(train.low), float(train.high))
     classes = tuple(train.classes or ())
     mean, std = build.statistics(train)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nearfar.data import arrays, folder as folders, idx, named
+from nearfar.data import arrays, idx, named
+from nearfar.data import folder as folders
 from nearfar.data.source import Source, Splits
 from nearfar.errors import UserError, nearest, one_line
 

@@ -45,7 +45,8 @@ def bootstrap(correct: np.ndarray, seed: int = 0, times: int = 1000) -> tuple[fl
 
 def classification(y: np.ndarray, predicted: np.ndarray, classes: list[str]) -> dict[str, Any]:
     """Accuracy; precision, recall and F1 per class, macro, micro, weighted; confusion (rows: the truth)."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support as scores
+    from sklearn.metrics import confusion_matrix
+    from sklearn.metrics import precision_recall_fscore_support as scores
 
     known = np.arange(len(classes))
     p, r, f, n = scores(y, predicted, labels=known, zero_division=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -18,8 +17,7 @@ class Step(NamedTuple):
     stats: dict[str, float] = {}  # noqa: RUF012 - never written to
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """Where training stands."""
 
     step: int

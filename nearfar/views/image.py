@@ -75,20 +75,19 @@ class Drawn:
         return ", ".join(said) or "as it is"
 
 
-def draw(policy: ImagePolicy, shape: tuple[int, int], n: int, generator: torch.Generator) -> Drawn:
-    """Draw one view's parameters for ``n`` images of ``shape = (H, W)`` pixels.
+def draw(policy: ImagePolicy, n: int, generator: torch.Generator) -> Drawn:
+    """Draw one view's parameters for ``n`` images.
 
-    Crop: area uniform in [crop_min, crop_max], aspect log-uniform, cut to the image, position uniform
-    (torchvision's RandomResizedCrop, which tries ten times where this cuts).
+    Crop: area uniform in [crop_min, crop_max], aspect log-uniform about the image's own, cut to the image,
+    position uniform (torchvision's RandomResizedCrop on square images, which tries ten times where this cuts).
     """
     u = torch.rand(n, 24, generator=generator)  # one draw for all, so that a policy's edit moves nothing else
     p = policy
     uniform = lambda k, low, high: low + (high - low) * u[:, k]  # noqa: E731
     area = uniform(0, p.crop_min, p.crop_max)
-    ratio = torch.exp(uniform(1, -math.log(p.crop_ratio), math.log(p.crop_ratio)))  # width / height, in pixels
-    skew = shape[0] / shape[1]
-    height = (area / ratio / skew).sqrt().clamp(max=1.0)
-    width = (area * ratio * skew).sqrt().clamp(max=1.0)
+    ratio = torch.exp(uniform(1, -math.log(p.crop_ratio), math.log(p.crop_ratio)))  # against the image's aspect
+    height = (area / ratio).sqrt().clamp(max=1.0)
+    width = (area * ratio).sqrt().clamp(max=1.0)
     on = u[:, 4] < p.colour
     factor = lambda k, s: torch.where(on, uniform(k, max(0.0, 1 - s), 1 + s), 1.0)  # noqa: E731
     erase_area, erase_ratio = uniform(16, 0.02, max(p.erase_max, 0.02)), torch.exp(uniform(17, -1.2, 1.2))
@@ -274,9 +273,10 @@ class ImageViews:
         self.policy, self.size, self.low, self.high = policy, size, low, high
         self.n, self.rank, self.world = n, rank, world
 
-    def draws(self, shape: tuple[int, int], n: int, generator: torch.Generator) -> list[Drawn]:
+    def draws(self, n: int, generator: torch.Generator) -> list[Drawn]:
+        """What each view of ``n`` images gets."""
         rows = slice(self.rank * n, (self.rank + 1) * n)
-        drawn = [draw(self.policy, shape, n * self.world, generator) for _ in range(self.n)]
+        drawn = [draw(self.policy, n * self.world, generator) for _ in range(self.n)]
         if self.world == 1:
             return drawn
         return [Drawn(**{k: v[rows] for k, v in vars(d).items()}) for d in drawn]
@@ -285,6 +285,6 @@ class ImageViews:
         self, content: np.ndarray, generator: torch.Generator, device: torch.device | str = "cpu"
     ) -> list[Tensor]:
         x = to_lines(content, self.low, self.high, device)  # (B, H, C, W)
-        drawn = self.draws(content.shape[1:3], len(content), generator)
+        drawn = self.draws(len(content), generator)
         moved = [Drawn(**{k: v.to(device) for k, v in vars(d).items()}) for d in drawn]
         return [apply(x, d, self.size, generator) for d in moved]

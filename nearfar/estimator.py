@@ -1,0 +1,106 @@
+"""A scikit-learn transformer: images in, embeddings out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from nearfar import build
+from nearfar.data import open_source
+from nearfar.errors import UserError
+from nearfar.recipe import Recipe
+from nearfar.run import learn
+
+
+class Embedder(TransformerMixin, BaseEstimator):
+    """Learn an embedding of images and map images to it; works in a ``Pipeline``.
+
+    Args:
+        method, encoder, width, epochs, batch, policy, settings, views, optim: as in
+            :class:`nearfar.recipe.Recipe`; ``batch`` is lowered to the number of images where there are fewer.
+        epochs: passes over the images (a count, not minutes, so that a fit is repeatable).
+        image_shape: (H, W) or (H, W, C) of rows that are flattened images. Where it is None, rows of a square
+            number of values are square grey images, and others strips one pixel high.
+        random_state: the seed, or a ``RandomState`` to draw it from.
+
+    ``fit(X)`` takes (N, H, W), (N, H, W, C) or flattened (N, H·W·C); uint8, or floats, whose range in ``fit``
+    stands for black to white. Attributes: ``n_features_in_`` (for flattened rows), ``shape_``, ``recipe_``.
+
+    >>> from sklearn.datasets import load_digits
+    >>> X = load_digits().images[:64]
+    >>> Embedder(epochs=1, batch=32).fit(X).transform(X[:3]).shape
+    (3, 512)
+    """
+
+    def __init__(
+        self, method: str = "simclr", encoder: str = "cnn", width: int = 0, epochs: float = 20, batch: int = 256,
+        policy: str = "auto", settings: dict | None = None, views: dict | None = None, optim: Any = None,
+        image_shape: tuple[int, ...] | None = None, random_state: Any = 0,
+    ) -> None:  # fmt: skip
+        self.method, self.encoder, self.width, self.epochs = method, encoder, width, epochs
+        self.batch, self.policy, self.settings, self.views, self.optim = batch, policy, settings, views, optim
+        self.image_shape, self.random_state = image_shape, random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def _images(self, x: Any, fitting: bool) -> np.ndarray:
+        """(N, H, W, C) of what was given, checked as scikit-learn checks."""
+        if getattr(x, "ndim", 2) <= 2:
+            x = validate_data(self, x, reset=fitting, dtype="numeric", ensure_min_samples=2 if fitting else 1)
+            shape = self._flat_shape(x.shape[1]) if fitting else self.shape_
+            if int(np.prod(shape)) != x.shape[1]:
+                raise UserError(f"rows of {x.shape[1]} values are no images of {'×'.join(map(str, shape))}")
+            x = x.reshape(len(x), *shape)
+        x = np.asarray(x)
+        x = x[..., None] if x.ndim == 3 else x
+        if not fitting and tuple(x.shape[1:]) != self.shape_:
+            raise UserError(f"images of {x.shape[1:]} where fit saw {self.shape_}")
+        return x.astype(np.float64) if x.dtype == np.float16 else x
+
+    def _flat_shape(self, n: int) -> tuple[int, int, int]:
+        if self.image_shape is not None:
+            shape = tuple(self.image_shape)
+            return shape if len(shape) == 3 else (*shape, 1)
+        side = math.isqrt(n)
+        return (side, side, 1) if side * side == n else (1, n, 1)
+
+    def fit(self, X: Any, y: Any = None) -> Embedder:
+        """Train on images; ``y`` is used by supervised methods alone."""
+        from nearfar import methods
+        from nearfar.train.optim import Optim
+
+        images = self._images(X, fitting=True)
+        labels = y if methods.module(self.method).SUPERVISED else None
+        source = open_source((images, labels) if labels is not None else images).train
+        state = self.random_state
+        seed = state if isinstance(state, int | np.integer) else np.random.default_rng().integers(2**31)
+        if isinstance(state, np.random.RandomState):
+            seed = state.randint(2**31)
+        recipe = Recipe(
+            source="array", method=self.method, encoder=self.encoder, width=self.width, epochs=float(self.epochs),
+            batch=min(self.batch, len(source)), policy=self.policy, settings=dict(self.settings or {}),
+            views=dict(self.views or {}), optim=Optim(**(self.optim or {})), seed=int(seed),
+        )  # fmt: skip
+        learnt = learn(source, build.resolve(recipe, source), show=False)
+        self.shape_, self.recipe_, self.input_ = tuple(source.shape), learnt.recipe, learnt.input
+        self.model_ = learnt.method.cpu()
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Features before the projector. -> (N, features) float32"""
+        check_is_fitted(self, "model_")
+        images = self._images(X, fitting=False)
+        source = open_source(images).train
+        return build.embed(self.model_, source, self.input_.range_for(source))
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        check_is_fitted(self, "model_")
+        return np.array([f"nearfar{i}" for i in range(self.model_.encoder.features)], dtype=object)
