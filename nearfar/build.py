@@ -17,9 +17,9 @@ from nearfar.data import Source, Splits, hold_out, open_source
 from nearfar.encoders import image_encoder
 from nearfar.errors import UserError
 from nearfar.recipe import Recipe
-from nearfar.train.schedule import Pace
+from nearfar.training.schedule import Pace
 from nearfar.views.image import plain
-from nearfar.views.policy import choose, named
+from nearfar.views.policy import SUITS, choose, named
 
 DEFAULT_MINUTES = 5.0
 _STANDARD = {(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)}
@@ -78,6 +78,9 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
         raise UserError(f"{recipe.method} learns from labels and {recipe.source} has none: use --method simclr")
     policy = choose(source.shape, source.hint) if recipe.policy == "auto" else recipe.policy
     views = dataclasses.asdict(named(policy, **recipe.views))
+    own = {f.name for f in dataclasses.fields(recipe.method_config())}
+    suits = {k: v for k, v in SUITS.get(policy, {}).items() if k in own and k not in recipe.settings}
+    recipe = recipe.changed(settings=recipe.settings | suits)
     no_budget = not (recipe.epochs or recipe.steps or recipe.minutes)
     height, width, _ = source.shape
     return recipe.changed(

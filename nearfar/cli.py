@@ -23,7 +23,10 @@ def train(argv: list[str]) -> None:
     given = tyro.cli(_train_flags(start), args=argv, prog="nearfar train", description=_first(train.__doc__))
     values = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
     out, force, _ = values.pop("out"), values.pop("force"), values.pop("recipe")
-    settings = {f.name: values.pop(f.name) for f in dataclasses.fields(type(start.method_config()))}
+    config = start.method_config()
+    flags = {f.name: values.pop(f.name) for f in dataclasses.fields(config)}
+    # only what was changed, so that what suits the images may still be chosen
+    settings = start.settings | {k: v for k, v in flags.items() if v != getattr(config, k) or f"--{k}" in argv}
     views = {k: v for k, v in dataclasses.asdict(values.pop("views")).items() if v is not None}
     source = values.pop("source") or start.source
     budget = {k: values[k] for k in ("epochs", "steps", "minutes")}

@@ -13,7 +13,7 @@ from nearfar import build
 from nearfar.data import open_source
 from nearfar.errors import UserError
 from nearfar.recipe import Recipe
-from nearfar.run import learn
+from nearfar.run import fresh, learn
 
 
 class Embedder(TransformerMixin, BaseEstimator):
@@ -75,7 +75,7 @@ class Embedder(TransformerMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None) -> Embedder:
         """Train on images; ``y`` is used by supervised methods alone."""
         from nearfar import methods
-        from nearfar.train.optim import Optim
+        from nearfar.training.optim import Optim
 
         images = self._images(X, fitting=True)
         labels = y if methods.module(self.method).SUPERVISED else None
@@ -89,7 +89,8 @@ class Embedder(TransformerMixin, BaseEstimator):
             batch=min(self.batch, len(source)), policy=self.policy, settings=dict(self.settings or {}),
             views=dict(self.views or {}), optim=Optim(**(self.optim or {})), seed=int(seed),
         )  # fmt: skip
-        learnt = learn(source, build.resolve(recipe, source), show=False)
+        recipe = build.resolve(recipe, source)
+        learnt = learn(source, recipe, fresh(source, recipe), show=False)
         self.shape_, self.recipe_, self.input_ = tuple(source.shape), learnt.recipe, learnt.input
         self.model_ = learnt.method.cpu()
         return self

@@ -14,7 +14,7 @@ from nearfar import build
 from nearfar.data import Source
 from nearfar.errors import UserError
 from nearfar.evaluate import geometry, neighbours
-from nearfar.train.loop import step_generator
+from nearfar.training.loop import step_generator
 from nearfar.views.image import Drawn, ImageViews, apply, to_lines
 from nearfar.views.policy import ImagePolicy
 

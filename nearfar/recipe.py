@@ -10,7 +10,7 @@ from typing import Any
 
 from nearfar import methods
 from nearfar.errors import UserError, nearest, one_line
-from nearfar.train.optim import Optim
+from nearfar.training.optim import Optim
 from nearfar.views.policy import POLICIES, ImagePolicy
 
 _TABLES = ("settings", "views", "optim")

@@ -27,10 +27,10 @@ from nearfar.evaluate import Evaluation
 from nearfar.evaluate import evaluate as judge
 from nearfar.evaluate import neighbours as nearest_rows
 from nearfar.recipe import Recipe
-from nearfar.train import checkpoint, loop, optim
-from nearfar.train.checkpoint import write_bytes
-from nearfar.train.metrics import MetricsFile
-from nearfar.train.progress import Bar
+from nearfar.training import checkpoint, loop, optim
+from nearfar.training.checkpoint import write_bytes
+from nearfar.training.metrics import MetricsFile
+from nearfar.training.progress import Bar
 from nearfar.views.image import ImageViews
 from nearfar.views.policy import ImagePolicy
 
@@ -44,26 +44,27 @@ class Learnt:
     method: Any
     recipe: Recipe
     input: Input
-    classes: tuple[str, ...]
     clock: loop.Clock
     pace: Any
 
 
+def fresh(train: Source, recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Any:
+    """The untrained method for a source, by a resolved recipe."""
+    mean, std = build.statistics(train)
+    if float(std.max()) < 1e-4:
+        say("all training images look the same: there is nothing to tell apart")
+    return build.model(recipe, tuple(train.shape), mean, std, len(train.classes or ()))
+
+
 def learn(
-    train: Source, recipe: Recipe, *, log: Callable[[dict], None] = lambda row: None,
+    train: Source, recipe: Recipe, method: Any, *, log: Callable[[dict], None] = lambda row: None,
     save: Callable[[Any, Recipe, Input, int], None] = lambda *a: None, show: bool | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> Learnt:  # fmt: skip
     """Train on a source by a resolved recipe; everything random comes from the recipe's seed."""
     from lightning_fabric import Fabric
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
     given = Input(tuple(train.shape), float(train.low), float(train.high))
-    classes = tuple(train.classes or ())
-    mean, std = build.statistics(train)
-    if float(std.max()) < 1e-4:
-        say("all training images look the same: there is nothing to tell apart")
-    method = build.model(recipe, given.shape, mean, std, len(classes))
     optimizer = optim.build(recipe.optim, method)
     fabric = Fabric(accelerator="auto", devices=1, precision=recipe.precision)
     fabric.launch()
@@ -82,7 +83,7 @@ def learn(
     if recipe.minutes:
         recipe = recipe.changed(pace=tuple(pace.segments))
     method.eval()
-    return Learnt(method, recipe, given, classes, clock, pace)
+    return Learnt(method, recipe, given, clock, pace)
 
 
 def claim(out: Path, force: bool) -> None:
@@ -143,6 +144,7 @@ def train(
         _tell_skipped(part, say)
     data, test = build.split(splits, base)
     resolved = build.resolve(base, data)
+    method = fresh(data, resolved, say)  # whatever cannot be built fails before anything is written
     claim(folder, force)
     write_bytes(folder / "recipe.toml", recipes.to_toml(resolved))
     write_bytes(folder / "environment.json", json.dumps(describe_environment(), indent=1))
@@ -154,7 +156,7 @@ def train(
         checkpoint.save(folder / "checkpoints" / "last.safetensors", method.state_dict(), about)
 
     with MetricsFile(folder) as metrics:
-        learnt = learn(data, resolved, log=metrics.write, save=save, show=show, say=say)
+        learnt = learn(data, resolved, method, log=metrics.write, save=save, show=show)
     save(learnt.method, learnt.recipe, learnt.input, learnt.pace.last_step)
     write_bytes(folder / "recipe.toml", recipes.to_toml(learnt.recipe))
     clock = {k: round(v, 3) for k, v in dataclasses.asdict(learnt.clock).items() if not k.startswith("_")}

@@ -20,29 +20,30 @@ def _conv(n_in: int, n_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequent
 
 
 class SmallCNN(nn.Module):
-    """A plain convolutional network for small machines: one 3×3 convolution a resolution, halved by pooling.
+    """A plain convolutional network for small machines: four 3×3 convolutions or more, with pooling between.
 
-    Width doubles at each halving, until the map is about 4 pixels wide; the last layer is four times as wide
-    again, since a wide last layer costs little there and probes gain from it. (B, C, H, W) -> dict of maps
+    The map is halved until it is about 4 pixels wide, width doubling from layer to layer; the last layer is
+    wider still, since a wide last layer costs little there and probes gain from it. (B, C, H, W) -> maps
     """
 
     def __init__(self, channels: int, size: tuple[int, int], width: int = 32) -> None:
         super().__init__()
         halvings = max(1, min(5, round(math.log2(max(size) / 4))))
-        self.stem = nn.Sequential(_conv(channels, width), nn.ReLU(inplace=True))
-        stages, n = [], width
-        for i in range(halvings):
-            m = 16 * width if i == halvings - 1 else min(2 * n, 8 * width)
-            pool = nn.MaxPool2d(2, ceil_mode=True)  # ceil: a strip one pixel high stays one
-            stages.append(nn.Sequential(pool, _conv(n, m), nn.ReLU(inplace=True)))
+        count = max(4, halvings + 1)
+        pooled = {round((j + 1) * count / (halvings + 1)) for j in range(halvings)}  # layers with a pool before
+        layers, n = [], channels
+        for i in range(count):
+            m = 16 * width if i == count - 1 else width * min(2**i, 8)
+            pool = [nn.MaxPool2d(2, ceil_mode=True)] if i in pooled else []  # ceil: one pixel high stays one
+            layers.append(nn.Sequential(*pool, _conv(n, m), nn.ReLU(inplace=True)))
             n = m
-        self.stages = nn.ModuleList(stages)
+        self.layers = nn.ModuleList(layers)
         self.features = n
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
-        x, out = self.stem(x), {}
-        for i, stage in enumerate(self.stages):
-            x = out[f"stage{i + 1}"] = stage(x)
+        out = {}
+        for i, layer in enumerate(self.layers):
+            x = out[f"layer{i + 1}"] = layer(x)
         return out
 
 

@@ -104,6 +104,14 @@ POLICIES: dict[str, ImagePolicy] = {
 }  # fmt: skip
 
 
+# What else suits a policy's images: settings of a method (where it has them) that were not given.
+SUITS: dict[str, dict[str, float]] = {
+    # few kinds, much alike: half of a batch's "negatives" are of an anchor's own kind, and a sharp softmax
+    # would push them apart hardest (docs/results.md has the figures)
+    "digits": {"temperature": 0.5},
+}
+
+
 def choose(shape: tuple[int, int, int], hint: str | None) -> str:
     """The policy that ``auto`` stands for, from the image's (H, W, C) and what the source says of itself."""
     if hint:

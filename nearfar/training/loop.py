@@ -15,7 +15,7 @@ from torch import Tensor
 from nearfar.errors import UserError
 from nearfar.evaluate.geometry import effective_rank
 from nearfar.methods.parts import Progress, Step
-from nearfar.train.schedule import Pace, learning_rate
+from nearfar.training.schedule import Pace, learning_rate
 
 LOG_EVERY = 10
 
