@@ -195,17 +195,20 @@ SABOTAGE = """
 ])  # fmt: skip
 def test_without_torchvision_the_core_works(tmp_path, how, says):
     start = textwrap.dedent(SABOTAGE).format(how=how)
-    run = f"main(['train', 'digits', '--steps', '2', '--width', '4', '--out', {str(tmp_path / 'r')!r}])"
-    said = subprocess.run([sys.executable, "-c", f"{start}\nsys.exit({run})"], capture_output=True, text=True)
+
+    def main(*words: str) -> subprocess.CompletedProcess:
+        code = f"{start}\nsys.exit(main({list(words)}))"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    said = main("train", "digits", "--steps", "2", "--width", "4", "--out", str(tmp_path / "r"))
     assert said.returncode == 0, said.stderr
-    for words in (["train", "torchvision:CIFAR10"], ["train", "digits", "--encoder", "torchvision:resnet18"],
-                  ["train", "digits", "--encoder", "timm:resnet18"]):  # fmt: skip
-        said = subprocess.run([sys.executable, "-c", f"{start}\nsys.exit(main({[*words, '--out', str(tmp_path / 'q')]}))"],
-                              capture_output=True, text=True)  # fmt: skip
+    for words in (["torchvision:CIFAR10"], ["digits", "--encoder", "torchvision:resnet18"],
+                  ["digits", "--encoder", "timm:resnet18"]):  # fmt: skip
+        said = main("train", *words, "--out", str(tmp_path / "q"))
         assert said.returncode == 2
         assert says in said.stderr
         assert len(said.stderr.strip().splitlines()) == 1
-    said = subprocess.run([sys.executable, "-c", f"{start}\nsys.exit(main(['doctor']))"], capture_output=True, text=True)
+    said = main("doctor")
     assert said.returncode == 0
     assert "missing" in said.stdout or "broken" in said.stdout
 

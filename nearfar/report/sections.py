@@ -100,7 +100,7 @@ def neighbours(folder: Folder) -> str:
             same = labels[i] == labels[row[0]]
             mark = ("✓ " if same else "✗ ") if known else ""
             kind = ("same" if same else "other") if known else ""
-            out += _figure(g["thumbs"][i], f"{mark}{called(i)} {c:.2f}", kind)
+            out += _figure(g["thumbs"][i], f"{mark}{called(i)} · {c:.2f}", kind)
         out += "</div>"
     return out
 
