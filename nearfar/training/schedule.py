@@ -22,7 +22,7 @@ class Pace:
     """The share of the budget that a step stands for, as line segments over steps.
 
     Counted in steps there is one segment. Counted in minutes the steps that will fit are estimated from those
-    done, and estimated anew every 4 % of the time; a new estimate bends the line and never breaks it, so the
+    done, and estimated anew every 2 % of the time; a new estimate bends the line and never breaks it, so the
     schedule ends at 1 when the time ends. The segments, as ``(step, share, slope)``, are kept in the recipe:
     given them, a timed run is repeated step for step.
     """
@@ -63,7 +63,7 @@ class Pace:
         if not self.seconds or self.done(step):
             return
         end = self.last_step
-        due = elapsed - self._planned_at > 0.04 * self.seconds or elapsed >= self.seconds
+        due = elapsed - self._planned_at > 0.02 * self.seconds or elapsed >= self.seconds
         first = end is None and step >= 3
         if not (first or (due and step >= 1)) or (end is not None and end - step <= 1):
             return
