@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import shutil
@@ -28,6 +29,8 @@ def test_a_run_is_whole(small_run):
     assert {"recipe.toml", "metrics.jsonl", "checkpoints", "results.json", "report.html", "environment.json"} <= held
     rows = [json.loads(line) for line in (small_run.folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 30
+    if importlib.util.find_spec("tensorboard"):
+        assert list((small_run.folder / "tensorboard").glob("events*"))
     assert rows[-1]["loss"] < rows[0]["loss"]
     results = json.loads((small_run.folder / "results.json").read_text())["evaluation"]
     assert [r["embedding"] for r in results["rows"]] == ["nearfar", "projection", "untrained encoder", "raw pixels"]
