@@ -19,6 +19,7 @@ def mlp(
         norm: ``"batch"``, ``"layer"`` or ``"none"`` after each hidden layer (which then has no bias).
         last_norm: also normalise the output, without scale and shift of its own.
 
+    >>> import torch
     >>> mlp(8, 16, 4, depth=3)(torch.zeros(2, 8)).shape
     torch.Size([2, 4])
     """

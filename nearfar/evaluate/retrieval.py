@@ -21,6 +21,7 @@ def neighbours(
 
     Returns indices (Q, k) and cosines (Q, k), falling.
 
+    >>> import numpy as np
     >>> neighbours(np.eye(2), np.array([[1.0, 0.1], [0.0, 2.0]]), 1)[0].tolist()
     [[0], [1]]
     """
