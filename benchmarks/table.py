@@ -20,7 +20,7 @@ def main(folders: list[str]) -> None:
     for folder in folders:
         held = json.loads((Path(folder) / "results.json").read_text())["evaluation"]
         groups[Path(folder).name.rpartition("-")[0]].append({r["embedding"]: r["cells"] for r in held["rows"]})
-    heads = list(next(iter(groups.values()))[0]["nearfar"])
+    heads = list(next(iter(next(iter(groups.values()))[0].values())))
     print(f"| run | embedding | {' | '.join(heads)} |\n|---|---|{'---:|' * len(heads)}")
     for name, runs in groups.items():
         for embedding in runs[0]:

@@ -22,8 +22,8 @@ def _conv(n_in: int, n_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequent
 class SmallCNN(nn.Module):
     """A plain convolutional network for small machines: four 3×3 convolutions or more, with pooling between.
 
-    The map is halved until it is about 4 pixels wide, width doubling from layer to layer; the last layer is
-    wider still, since a wide last layer costs little there and probes gain from it. (B, C, H, W) -> maps
+    The map is halved until it is about 4 pixels wide, width doubling from layer to layer; from 16 pixels on the
+    last layer is wider still, since it costs little there and probes gain from it. (B, C, H, W) -> maps
     """
 
     def __init__(self, channels: int, size: tuple[int, int], width: int = 32) -> None:
@@ -31,9 +31,10 @@ class SmallCNN(nn.Module):
         halvings = max(1, min(5, round(math.log2(max(size) / 4))))
         count = max(4, halvings + 1)
         pooled = {round((j + 1) * count / (halvings + 1)) for j in range(halvings)}  # layers with a pool before
+        last = (16 if max(size) >= 16 else 8) * width
         layers, n = [], channels
         for i in range(count):
-            m = 16 * width if i == count - 1 else width * min(2**i, 8)
+            m = last if i == count - 1 else width * min(2**i, 8)
             pool = [nn.MaxPool2d(2, ceil_mode=True)] if i in pooled else []  # ceil: one pixel high stays one
             layers.append(nn.Sequential(*pool, _conv(n, m), nn.ReLU(inplace=True)))
             n = m
