@@ -61,6 +61,15 @@ def test_upright_by_exif(tmp_path):
     assert s.read([0])[0, :10].min() == 255
 
 
+def test_transparent_pixels_lie_over_white(tmp_path):
+    x = np.zeros((6, 6, 4), np.uint8)
+    x[:3, :, 3] = 255  # black above, clear below
+    Image.fromarray(x).save(tmp_path / "a.png")
+    pixels = open_source(tmp_path).train.read([0])[0]
+    assert pixels[:3].max() == 0
+    assert pixels[3:].min() == 255
+
+
 def test_bad_images_are_named_counted_skipped(folder):
     (folder / "cat/0.png").write_bytes((folder / "cat/0.png").read_bytes()[:200])
     s = open_source(folder, max_bad=0.1).train
@@ -139,6 +148,13 @@ def test_idx_and_its_damage(tmp_path, zipped):
         open_source(path)
 
 
+def test_a_header_that_promises_too_much_takes_no_memory(tmp_path):
+    path = tmp_path / "a-idx3-ubyte"
+    path.write_bytes(bytes([0, 0, 8, 3]) + b"\xff" * 12 + bytes(100))
+    with pytest.raises(ValueError, match="is damaged: 100 bytes of data where"):
+        open_source(path)
+
+
 def test_arrays_and_npz(tmp_path):
     x = RNG.integers(0, 256, (9, 6, 7), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", x=x, y=np.array(list("abcabcabc")))
@@ -149,6 +165,19 @@ def test_arrays_and_npz(tmp_path):
     many = open_source(RNG.random((4, 8, 8, 12))).train
     assert (many.shape, many.low, many.high) == ((8, 8, 12), 0.0, 1.0)
     assert open_source(x, image_size=12).train.shape == (12, 12, 1)
+
+
+def test_a_test_part_has_the_training_part_s_class_numbers(tmp_path):
+    x = np.zeros((3, 4, 4), np.uint8)
+    held = {"x_train": x, "y_train": ["a", "b", "c"], "x_test": x[:2], "y_test": ["a", "c"]}
+    np.savez(tmp_path / "a.npz", **held)
+    assert open_source(tmp_path / "a.npz").test.labels.tolist() == [0, 2]
+    np.savez(tmp_path / "a.npz", **held | {"y_test": ["a", "z"]})
+    with pytest.raises(ValueError, match="test class 'z' is not among the training classes"):
+        open_source(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", **held | {"x_test": x[:2, :3]})
+    with pytest.raises(ValueError, match="test images are 3×4×1, training images 4×4×1"):
+        open_source(tmp_path / "a.npz")
 
 
 def broken(index):
@@ -187,6 +216,9 @@ def test_hugging_face_folder(tmp_path):
     held.save_to_disk(str(tmp_path / "set"))
     s = open_source(f"hf:{tmp_path / 'set'}").train
     assert (s.shape, s.labels.tolist(), s.classes) == ((8, 8, 3), [0, 1, 1, 0], ("no", "yes"))
+    held = datasets.Dataset.from_dict({"image": pictures, "label": [-1] * 4}, features=features)  # kept back
+    held.save_to_disk(str(tmp_path / "blind"))
+    assert open_source(f"hf:{tmp_path / 'blind'}").train.labels is None
 
 
 def test_torchvision_set():
@@ -228,3 +260,15 @@ def test_hold_out_is_stratified_and_disjoint(digits):
     assert share == pytest.approx(0.25, abs=0.01)
     assert np.array_equal(test, hold_out(s, 0.25, 0)[1])
     assert not np.array_equal(test, hold_out(s, 0.25, 1)[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.floats(0, 0.95), st.integers(0, 9))
+def test_hold_out_takes_its_share_and_leaves_one_of_each_class(sizes, share, seed):
+    y = np.repeat(np.arange(len(sizes)), sizes)
+    s = open_source((np.zeros((len(y), 2, 2), np.uint8), y)).train
+    train, test = hold_out(s, share, seed)
+    assert sorted([*train, *test]) == list(range(len(y)))
+    assert set(y[train]) == set(y)
+    assert len(test) <= round(share * len(y))
+    assert abs(np.bincount(y[test], minlength=len(sizes)) - share * np.array(sizes)).max() <= 1

@@ -15,6 +15,8 @@ from nearfar.errors import UserError
 
 @dataclass(frozen=True)
 class Batch:
+    """What one step sees."""
+
     index: np.ndarray  # (B,) of the records in the source
     content: np.ndarray  # (B, H, W, C)
     label: np.ndarray | None  # (B,)
@@ -28,13 +30,16 @@ class Loader:
     """
 
     def __init__(self, source: Source, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch {batch_size}: pass --batch 1 or more")
         if batch_size > len(source):
             raise UserError(
                 f"batch {batch_size} is larger than the {len(source)} training images: "
                 f"pass --batch {len(source)} or less"
             )
         if batch_size % world:
-            raise UserError(f"batch {batch_size} does not divide among {world} processes")
+            near = max(world, batch_size // world * world)
+            raise UserError(f"batch {batch_size} does not divide among {world} processes: pass --batch {near}")
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.rank, self.world = rank, world
         self.steps_per_epoch = len(source) // batch_size
@@ -43,11 +48,13 @@ class Loader:
     def indices(self, step: int) -> np.ndarray:
         """The records of this process's part of a step. (B / world,)"""
         epoch, at = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source)))
+        held, order = self._order  # one read, as the thread that reads ahead may be in another epoch
+        if held != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
+            self._order = (epoch, order)
         mine = self.batch_size // self.world
         start = at * self.batch_size + self.rank * mine
-        return self._order[1][start : start + mine]
+        return order[start : start + mine].copy()
 
     def batch(self, step: int) -> Batch:
         index = self.indices(step)

@@ -10,8 +10,9 @@ import numpy as np
 
 from nearfar.data import arrays, idx, named
 from nearfar.data import folder as folders
-from nearfar.data.source import Source, Splits
-from nearfar.errors import UserError, nearest, one_line
+from nearfar.data.pictures import decode, quiet, reason
+from nearfar.data.source import Source, Splits, shown
+from nearfar.errors import UserError, nearest
 
 _KNOWN = "a folder of images, an .npy, .npz or IDX file, torchvision:NAME, hf:NAME or digits"
 
@@ -33,6 +34,10 @@ def open_source(
         cache_gb: decoded images are kept in memory up to this.
 
     Raises ``UserError``, in one line that names the value and the fix.
+
+    >>> splits = open_source("digits")
+    >>> len(splits.train), splits.train.shape, len(splits.test)
+    (1200, (8, 8, 1), 597)
     """
     if isinstance(spec, Splits):
         return spec
@@ -42,38 +47,39 @@ def open_source(
         return Splits(arrays.from_array(spec[0], spec[1], image_size=image_size))
     if not isinstance(spec, str | os.PathLike):
         return Splits(arrays.from_array(spec, image_size=image_size))
-    text = str(spec)
+    text = os.fsdecode(spec)
     if text == "digits":
-        return named.digits()
+        return named.digits(image_size)
     library, _, name = text.partition(":")
     if library == "torchvision" and name:
         return named.from_torchvision(name, image_size)
     if library == "hf" and name:
         return named.from_hugging_face(name, image_size)
     path = Path(text)
-    if path.is_dir():
+    if not text.strip():
+        raise UserError(f"the source is empty: give {_KNOWN}")
+    if os.path.isdir(path):
         found = idx.find_images(path)
         if found:
             return idx.from_idx(found, image_size)
         return folders.from_folder(
             path, image_size=image_size, channels=channels, max_bad=max_bad, progress=progress, cache_gb=cache_gb
         )
-    if path.is_file():
+    if os.path.isfile(path):
         return _from_file(path, image_size)
-    near = nearest(text, ["digits"])
-    raise UserError(
-        f"{text}: no such file or folder{near if 'did you mean' in near else f': give {_KNOWN}'}"
-    )
+    near = "" if os.sep in text or path.suffix else nearest(text, ["digits", f"torchvision:{name}", f"hf:{name}"])
+    raise UserError(f"{shown(text)}: no such file or folder{near if 'did you mean' in near else f': give {_KNOWN}'}")
 
 
 def _from_file(path: Path, image_size: int) -> Splits:
-    if path.suffix == ".npy":
+    """A single file, by its suffix or its first bytes."""
+    if path.suffix.lower() == ".npy":
         return arrays.from_npy(path, image_size)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return arrays.from_npz(path, image_size)
     if idx.looks_like_idx(path):
         return idx.from_idx(path, image_size)
-    raise UserError(f"{path} is no source of images: give {_KNOWN}")
+    raise UserError(f"{shown(path)} is no source of images: give {_KNOWN}")
 
 
 def open_image(path: str | Path, shape: tuple[int, int, int]) -> Source:
@@ -83,7 +89,8 @@ def open_image(path: str | Path, shape: tuple[int, int, int]) -> Source:
     if not Path(path).is_file():
         raise UserError(f"query {path}: give an index into the source or an image file")
     try:
-        pixels = folders.decode(Path(path), shape[2], shape[0] if shape[0] == shape[1] else 0)
-    except Exception as error:
-        raise UserError(f"query {path} cannot be read: {one_line(error)}") from None
+        with quiet():
+            pixels = decode(Path(path), shape[2], shape[0] if shape[0] == shape[1] else 0)
+    except Exception as error:  # Pillow's decoders raise all kinds
+        raise UserError(f"query {shown(path)} cannot be read: {reason(error)}") from None
     return arrays.from_array(np.asarray(pixels)[None], where=str(path))

@@ -46,13 +46,16 @@ class Source:
         return self.reader(np.asarray(indices, dtype=np.int64))
 
     def subset(self, indices: Sequence[int] | np.ndarray, spec: str | None = None) -> Source:
-        """The same source with these records only, in this order."""
-        index = np.asarray(indices, dtype=np.int64)
+        """The same source with these records only, in this order; a mask of booleans picks where it is true."""
+        given = np.asarray(indices)
+        if given.dtype == bool and given.shape != (len(self),):
+            raise UserError(f"subset: a mask of shape {given.shape} for {len(self)} images: give one value an image")
+        index = np.flatnonzero(given) if given.dtype == bool else given.astype(np.int64)
         return dataclasses.replace(
             self,
             spec=spec or self.spec,
             reader=lambda i: self.reader(index[i]),
-            names=[self.names[i] for i in index],
+            names=[self.names[int(i)] for i in index],
             labels=None if self.labels is None else self.labels[index],
         )
 
@@ -73,6 +76,33 @@ class Splits:
 
     train: Source
     test: Source | None = None
+
+
+def aligned(train: Source, test: Source | None, where: str) -> Splits:
+    """Two parts of one data set: of one shape, the test labels in the training part's numbers.
+
+    A part's own numbers come from the labels it happens to hold: where ``c`` is 2 among a, b, c, it is 1 among
+    a, c. Raises where the shapes differ, or where the test part has a class that the training part has not.
+    """
+    if test is None:
+        return Splits(train)
+    if test.shape != train.shape:
+        said, mine = ("×".join(map(str, s)) for s in (test.shape, train.shape))
+        raise UserError(f"{where}: test images are {said}, training images {mine}: pass --image-size")
+    if train.classes is None or test.classes is None or test.classes == train.classes:
+        return Splits(train, test)
+    new = [c for c in test.classes if c not in train.classes]
+    if new:
+        raise UserError(f"{where}: test class {new[0]!r} is not among the training classes: add or remove it")
+    to = np.array([train.classes.index(c) for c in test.classes], dtype=np.int64)  # (K of test,)
+    return Splits(train, dataclasses.replace(test, labels=to[test.labels], classes=train.classes))
+
+
+def shown(name: object) -> str:
+    """A name fit for one line of output: escaped where it holds line breaks or bytes that are no text."""
+    text = str(name)
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 class Numbers(Sequence):
@@ -98,7 +128,10 @@ def encode_labels(
     Given ``classes``, integers are indices into them. Raises where there are not ``n`` of them, or where one
     is negative or not a whole number.
     """
-    y = np.asarray(raw)
+    try:
+        y = np.asarray(raw)
+    except ValueError:
+        raise UserError(f"{where}: labels are lists of different lengths: give one label an image, (N,)") from None
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
@@ -116,6 +149,10 @@ def encode_labels(
         if len(y) and y.max() >= len(classes):
             raise UserError(f"{where}: label {y.max()} has no name among the {len(classes)} classes")
         return y.astype(np.int64), tuple(map(str, classes))
+    if y.dtype.kind == "O":
+        missing = np.array([v is None or v != v for v in y], dtype=bool)
+        if missing.any():
+            raise UserError(f"{where}: label {int(missing.argmax())} is {y[missing.argmax()]}: drop it or name it")
     if y.dtype.kind not in "iubUSO":
         raise UserError(f"{where}: labels of type {y.dtype}: give whole numbers or names")
     kinds, codes = np.unique(y.astype(str) if y.dtype.kind in "SO" else y, return_inverse=True)
@@ -125,13 +162,19 @@ def encode_labels(
 def hold_out(source: Source, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split a source's indices, class by class, into training and test. -> two sorted index arrays
 
-    A class gives ``round(share · its size)`` records to the test part but keeps at least one for training.
+    The test part has ``round(share · N)`` records, shared out among the classes by their sizes, what is left
+    over going to the largest remainders; each class keeps at least one for training.
     """
+    if not 0 <= share < 1:
+        raise UserError(f"hold out {share}: give a share of at least 0 and below 1")
     rng = np.random.default_rng([seed, 0x5117])
     y = np.zeros(len(source), np.int64) if source.labels is None else source.labels
-    test = []
-    for label in np.unique(y):
-        members = rng.permutation(np.flatnonzero(y == label))
-        test.append(members[: min(round(share * len(members)), len(members) - 1)])
-    held = np.sort(np.concatenate(test)).astype(np.int64)
-    return np.setdiff1d(np.arange(len(source)), held), held
+    members = [rng.permutation(np.flatnonzero(y == label)) for label in np.unique(y)]
+    sizes = np.array([len(m) for m in members], dtype=np.int64)  # (K,)
+    take = np.floor(share * sizes).astype(np.int64)
+    left = round(share * len(source)) - int(take.sum())
+    order = np.lexsort((rng.random(len(sizes)), -(share * sizes - take)))  # largest remainder first, ties by lot
+    order = order[sizes[order] > take[order] + 1]  # one stays for training
+    take[order[:left]] += 1
+    held = np.sort(np.concatenate([m[:n] for m, n in zip(members, take)] or [np.empty(0, np.int64)]))
+    return np.setdiff1d(np.arange(len(source)), held), held.astype(np.int64)

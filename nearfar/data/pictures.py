@@ -1,0 +1,126 @@
+"""One picture to pixels: upright, over white, grey or RGB, 8 bits, covering a square."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nearfar.errors import one_line
+
+GREY = {"1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
+AUTO = 96  # largest side that is chosen unasked
+_TURN = Image.Transpose
+# EXIF orientation -> what sets the picture upright
+_UPRIGHT = {
+    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
+}  # fmt: skip
+_QUIET = threading.RLock()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Pillow's warnings.
+
+    Warning filters belong to the whole process, so the thread that starts decoders holds this around them;
+    the decoders themselves must not touch the filters, or they would restore one another's.
+    """
+    with _QUIET, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        yield
+
+
+def reason(error: BaseException) -> str:
+    """Why a picture cannot be read, in one line."""
+    text = one_line(error)
+    return "not an image" if text.startswith("cannot identify") else text
+
+
+def auto_shape(sizes: Sequence[tuple[int, int]], image_size: int) -> tuple[int, tuple[int, int]]:
+    """The side to resize to (0: none is needed) and the (H, W) of what comes out, from (width, height) of each."""
+    if image_size:
+        return image_size, (image_size, image_size)
+    if len(set(sizes)) == 1 and max(sizes[0]) <= AUTO:
+        return 0, sizes[0][::-1]
+    side = int(min(AUTO, np.median([min(s) for s in sizes])))
+    return side, (side, side)
+
+
+def peek(path: Path) -> tuple[tuple[int, int], bool]:
+    """(width, height) upright and whether it is grey, from the header alone."""
+    with Image.open(path) as picture:
+        late = picture.format == "PNG" and not {"exif", "xmp", "XML:com.adobe.xmp"} & picture.info.keys()
+        turned = not late and _orientation(picture) >= 5  # asking a PNG without EXIF would decode all of it
+        return picture.size[::-1] if turned else picture.size, picture.mode in GREY
+
+
+def decode(path: Path, channels: int, size: int) -> np.ndarray:
+    """One image file; size 0 keeps its own. -> (h, w, channels) uint8. Call within ``quiet``."""
+    with Image.open(path) as opened:
+        if size:
+            opened.draft(None, (2 * size, 2 * size))  # JPEG: decode at a fraction where that is enough
+        opened.load()
+        return to_pixels(opened, channels, size)
+
+
+def to_pixels(picture: Image.Image, channels: int, size: int) -> np.ndarray:
+    """A loaded picture to 1 or 3 channels. -> (h, w, channels) uint8, (size, size, channels) where size is given"""
+    turn = _UPRIGHT.get(_orientation(picture))
+    if turn is not None:  # a flip's number is 0
+        info, picture = picture.info, picture.transpose(turn)
+        picture.info.update({k: v for k, v in info.items() if k == "transparency"})
+    picture = _eight_bits(picture)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255,) * 4), picture)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(cover(picture, size) if size else picture)
+    return pixels[..., None] if channels == 1 else pixels  # (h, w, channels)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        found = picture.getexif().get(0x0112, 1)
+    except Exception:  # broken metadata beside good pixels
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey by /257; floats as 0..1 where all lie there, else as 0..255."""
+    if picture.mode == "F":
+        values = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("holds NaN or infinite values")
+        scale = 255.0 if values.min() >= 0 and values.max() <= 1 else 1.0
+    elif picture.mode.startswith("I"):
+        values, scale = np.asarray(picture, dtype=np.float64), 1 / 257
+    else:
+        return picture
+    return Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))  # (h, w)
+
+
+def cover(picture: Image.Image, size: int) -> Image.Image:
+    """Resize, antialiased, so that the picture covers a square, and cut its middle out."""
+    w, h = picture.size
+    if (w, h) == (size, size):
+        return picture
+    side = min(w, h)
+    left, top = (w - side) / 2, (h - side) / 2
+    return picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def cover_array(image: np.ndarray, size: int) -> np.ndarray:
+    """``cover`` for an array of any channels, uint8 or as float32. (H, W, C) -> (size, size, C)"""
+    planes = []
+    for c in range(image.shape[2]):
+        plane = np.ascontiguousarray(image[:, :, c])  # (H, W)
+        picture = Image.fromarray(plane if plane.dtype == np.uint8 else plane.astype(np.float32))
+        planes.append(np.asarray(cover(picture, size)))
+    return np.stack(planes, -1)
