@@ -33,7 +33,7 @@ class Embedder(TransformerMixin, BaseEstimator):
     >>> from sklearn.datasets import load_digits
     >>> X = load_digits().images[:64]
     >>> Embedder(epochs=1, batch=32).fit(X).transform(X[:3]).shape
-    (3, 512)
+    (3, 256)
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def test_embed_and_load(small_run, digits):
     x = digits[0][:50]
     a, b = small_run.embed(x), nearfar.load(small_run.folder).embed(x[..., None])
     np.testing.assert_array_equal(a, b)
-    assert a.shape == (50, 128)
+    assert a.shape == (50, 64)  # 8 x 8 pixels: 8 x width
     assert small_run.embed(x, project=True).shape == (50, 128)
     np.testing.assert_allclose(small_run.embed(x / 255.0), a, atol=1e-4)  # floats in [0, 1] are the same images
     with pytest.raises(ValueError, match=r"gives images of 8×8×3, the run was trained on 8×8×1"):
@@ -67,7 +67,7 @@ def test_same_recipe_same_weights(tmp_path, digits):
 def test_grey_rgb_and_many_channels_train(tmp_path, channels):
     x = np.random.default_rng(0).integers(0, 256, (40, 12, 10, channels), dtype=np.uint8)
     run = nearfar.train((x, np.arange(40) % 2), out=tmp_path / "r", steps=3, batch=16, width=4)
-    assert run.embed(x).shape == (40, 64)
+    assert run.embed(x).shape == (40, 32)
     assert (run.folder / "report.html").is_file()
 
 
@@ -90,7 +90,7 @@ def test_a_folder_of_images_from_the_command_line(tmp_path, digits, capsys):
         out = tmp_path / f"e.{end}"
         assert cli.main(["embed", run, str(tmp_path / "p"), "-o", str(out)]) in ((0,) if end == "npz" else (0, 2))
     held = np.load(tmp_path / "e.npz")
-    assert held["features"].shape == (len(held["names"]), 64)
+    assert held["features"].shape == (len(held["names"]), 32)
     assert cli.main(["embed", run, str(tmp_path / "p"), "-o", str(tmp_path / "e.npz")]) == 2
     assert "--force" in capsys.readouterr().err
     picture = str(tmp_path / "strip.png")
