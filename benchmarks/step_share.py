@@ -22,14 +22,16 @@ from nearfar.recipe import Recipe
 from nearfar.run import fresh, learn
 
 
-def head_seconds(method: torch.nn.Module, batch: int, repeats: int = 9) -> float:
-    """Median seconds of the projector and the loss, forward and backward, on 2·batch rows."""
+def head_seconds(method: torch.nn.Module, batch: int, mixed: bool, repeats: int = 15) -> float:
+    """Median seconds of the projector and the loss, forward and backward, on 2·batch rows, in the run's precision."""
     h = torch.randn(2 * batch, method.encoder.features, requires_grad=True)
     groups = torch.arange(batch).repeat(2)
     took = []
     for _ in range(repeats):
         start = time.perf_counter()
-        nt_xent(method.project(h), groups, temperature=0.1).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = nt_xent(method.project(h), groups, temperature=0.1)
+        loss.backward()
         took.append(time.perf_counter() - start)
     return statistics.median(took)
 
@@ -42,7 +44,7 @@ def measure(encoder: str, batch: int, steps: int, repeats: int) -> None:
         recipe = build.resolve(Recipe(source="array", encoder=encoder, batch=batch, steps=steps), source)
         learnt = learn(source, recipe, fresh(source, recipe), show=False)
         clock = learnt.clock
-        head = head_seconds(learnt.method.train(), batch) * steps
+        head = head_seconds(learnt.method.train(), batch, recipe.precision == "bf16-mixed") * steps
         outside = clock.total - clock.encoder
         rows.append({
             "data": clock.data / clock.total, "views": clock.views / clock.total,
@@ -60,8 +62,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    measure("cnn", 256, 40, given.repeats)
-    measure("resnet18", 64, 6, given.repeats)
+    measure("cnn", 256, 200, given.repeats)
+    measure("resnet18", 256, 12, given.repeats)
 
 
 if __name__ == "__main__":
