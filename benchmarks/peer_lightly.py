@@ -60,9 +60,10 @@ def train(x: np.ndarray, given: argparse.Namespace) -> torch.nn.Module:
     steps, start = 0, time.perf_counter()
     while True:
         for views in loader:
-            share = (time.perf_counter() - start) / (60 * given.minutes)
+            took = time.perf_counter() - start
+            share = steps / given.steps if given.steps else took / (60 * given.minutes)
             if share >= 1:
-                print(f"{steps} steps, {2 * steps * given.batch / 60 / given.minutes:,.0f} views/s", flush=True)
+                print(f"{steps} steps, {2 * steps * given.batch / took:,.0f} views/s", flush=True)
                 return encoder.eval()
             for group in optimiser.param_groups:
                 group["lr"] = lr * min(share / 0.05, 0.5 * (1 + math.cos(math.pi * share)))
@@ -89,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--minutes", type=float, default=2.5)
+    parser.add_argument("--steps", type=int, default=0, help="a budget in steps in place of minutes")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--adamw", action="store_true")

@@ -1,6 +1,15 @@
-"""The only file that calls torch.distributed's collectives. Every function is the identity in one process."""
+"""The only file that calls torch.distributed's collectives. Every function is the identity in one process.
+
+Each collective's backward is its true adjoint: a sum over processes for :func:`gather` and :func:`total`, a way
+back for :func:`ring`. So there is one rule, and no factor to remember: *every process returns the loss of the whole
+batch*. What autograd then leaves on a process is P times its share of the gradient, and DDP's mean over the P
+processes is exactly the gradient that one process would have had. Each process must call a loss equally often;
+how many rows it brings may differ.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as td
@@ -16,25 +25,114 @@ def rank() -> int:
     return td.get_rank() if world() > 1 else 0
 
 
+def exchange(values: list[int], device: torch.device) -> list[list[int]]:
+    """A few whole numbers of every process, in rank order."""
+    if world() == 1:
+        return [values]
+    mine = torch.tensor(values, dtype=torch.int64, device=device)
+    parts = [torch.empty_like(mine) for _ in range(world())]
+    td.all_gather(parts, mine)
+    return torch.stack(parts).tolist()
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
+    def forward(ctx, x: Tensor, rows: list[int]) -> Tensor:
+        ctx.start, ctx.rows = sum(rows[: rank()]), len(x)
+        most = max(rows)
+        mine = x.detach().contiguous()
+        if len(x) < most:  # every process sends as many rows as the largest
+            mine = torch.cat([mine, mine.new_zeros(most - len(x), *x.shape[1:])])
+        parts = [torch.empty_like(mine) for _ in rows]
+        td.all_gather(parts, mine)
+        return torch.cat([part[:n] for part, n in zip(parts, rows)])  # (ΣB, …)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.contiguous().clone()
+        td.all_reduce(grad)  # what every process's loss says of my rows
+        return grad.narrow(0, ctx.start, ctx.rows), None
+
+
+def gather(x: Tensor, rows: list[int] | None = None) -> Tensor:
+    """Everybody's rows, in rank order, with gradient; the processes may hold different numbers. (B, …) -> (ΣB, …)
+
+    ``rows`` is how many each process holds, where that is known already.
+    """
+    if world() == 1:
+        return x
+    rows = rows or [n for (n,) in exchange([len(x)], x.device)]
+    return _Gather.apply(x, rows)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        ctx.rows = len(x)
-        parts = [torch.empty_like(x) for _ in range(td.get_world_size())]
-        td.all_gather(parts, x.contiguous())
-        return torch.cat(parts)  # (P·B, …)
+        x = x.detach().contiguous().clone()
+        td.all_reduce(x)
+        return x
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        td.all_reduce(grad)  # what every process's loss says of my rows
-        return grad.narrow(0, td.get_rank() * ctx.rows, ctx.rows)
+        grad = grad.contiguous().clone()
+        td.all_reduce(grad)
+        return grad
 
 
-def gather(x: Tensor) -> Tensor:
-    """Everybody's rows, in rank order, with gradient. (B, …) -> (P·B, …)
+def total(x: Tensor) -> Tensor:
+    """The sum over processes, with gradient. Any shape."""
+    return _Total.apply(x) if world() > 1 else x
 
-    The gradient is the sum over processes of theirs with respect to my rows; with each process's loss a mean
-    over its own anchors, DDP's mean over processes then gives exactly the one-process gradient.
+
+def ring(block: Tensor, rows: list[int], carried: Tensor | None = None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Every process's block in turn, so that no process holds more than two at once; not differentiable.
+
+    Args:
+        block: (B, …) this process's rows. rows: how many each process holds.
+        carried: (B, …) travels along with its block and may be written to by every process that holds it;
+            what came home stands in ``carried`` when the iterator has ended.
+
+    Yields ``(rank of the owner, block, carried)``, its own first.
     """
-    return _Gather.apply(x) if world() > 1 else x
+    p, me, most = world(), rank(), max(rows)
+    held, along = _padded(block, most), None if carried is None else _padded(carried, most)
+    for step in range(p):
+        owner = (me + step) % p
+        yield owner, held[: rows[owner]], None if along is None else along[: rows[owner]]
+        if along is not None:
+            along = _shift(along)
+        if step < p - 1:
+            held = _shift(held)
+    if along is not None:
+        carried.copy_(along[: rows[me]])
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    x = x.detach()
+    return torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])]) if len(x) < rows else x.clone()
+
+
+def _shift(x: Tensor) -> Tensor:
+    """My block to the process before me, the next one's to me."""
+    p, me = world(), rank()
+    fresh = torch.empty_like(x)
+    for work in td.batch_isend_irecv([td.P2POp(td.isend, x.contiguous(), (me - 1) % p),
+                                      td.P2POp(td.irecv, fresh, (me + 1) % p)]):  # fmt: skip
+        work.wait()
+    return fresh
+
+
+def same_everywhere(*tensors: Tensor) -> bool:
+    """Whether all processes hold the same bits: a queue, a vocabulary or prototypes, and not rows of a batch."""
+    if world() == 1:
+        return True
+    said: list[int] = []
+    for t in tensors:
+        flat = t.detach().contiguous().view(len(t), -1)
+        if flat.is_floating_point():
+            flat = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+        sums = flat.sum(1, dtype=torch.int64)  # (B,), whole numbers: in any order the same
+        place = torch.arange(1, len(t) + 1, device=t.device)
+        said += [len(t), int(sums.sum()), int((sums * place).sum())]
+    first, *others = exchange(said, tensors[0].device)
+    return all(o == first for o in others)

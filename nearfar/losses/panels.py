@@ -1,0 +1,110 @@
+"""Any loss that is a sum over anchors, flat in memory: a few anchors at a time against all candidates.
+
+A loss is written down as its paper has it, on a *panel*: the (b, M) similarities or distances of some anchors to
+all candidates, beside masks of which are positive and which negative. Panels are computed forward, forgotten, and
+computed again backward (8 N·M·d operations in all), so memory is O(N·d) and one panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nearfar.errors import UserError, nearest
+from nearfar.losses.rows import Rows
+
+VALUES = 2**21  # (anchor, candidate) pairs held at a time: 8 MiB in float32
+_TINY = 1e-12
+
+
+class Panel(NamedTuple):
+    """Some anchors against all candidates."""
+
+    s: Tensor  # (b, M) cosine, dot product or distance
+    positive: Tensor  # (b, M) bool: of the anchor's group, and not itself
+    negative: Tensor  # (b, M) bool: of another group
+    rows: slice  # which anchors these are
+
+    @property
+    def candidates(self) -> Tensor:
+        """(b, M) bool: all but the anchor itself."""
+        return self.positive | self.negative
+
+
+def by_panels(
+    fn: Callable[..., Tensor], given: Rows, *parameters: Tensor, metric: str = "dot", width: int = 1
+) -> Tensor:  # fmt: skip
+    """``fn(panel, *parameters)`` for every anchor, flat in memory. -> (n,) or (n, c), in the anchors' order
+
+    Args:
+        fn: takes a :class:`Panel`, gives (b,) or (b, c). Must draw nothing: it is called twice.
+        parameters: tensors that ``fn`` needs and that want a gradient (a learnt temperature); what needs none
+            may be closed over.
+        metric: ``"dot"`` (the cosine, where rows have length one), ``"cosine-distance"`` (1 - dot),
+            ``"euclidean"`` or ``"squared"`` distance.
+        width: how many (b, M) tensors' worth of memory ``fn`` takes a value, so that panels are cut smaller.
+    """
+    z, groups, keys, key_groups, first = given
+    measure = _METRICS[metric] if metric in _METRICS else _unknown(metric)
+    n, m = len(z), len(keys)
+    height = max(1, min(n, VALUES // max(1, m * width)))
+
+    def panel(at: int, z: Tensor, keys: Tensor, *parameters: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            part = slice(at, min(at + height, n))
+            same = groups[part, None] == key_groups[None, :]  # (b, M)
+            positive = same
+            if first is not None:
+                positive = same.clone()
+                mine = torch.arange(part.start, part.stop, device=z.device)
+                positive[mine - part.start, first + mine] = False
+            return fn(Panel(measure(z[part], keys), positive, ~same, part), *parameters)
+
+    starts = range(0, n, height)
+    if len(starts) <= 1 or not torch.is_grad_enabled():
+        return torch.cat([panel(at, z, keys, *parameters) for at in starts or (0,)])
+    return torch.cat([
+        checkpoint(panel, at, z, keys, *parameters, use_reentrant=False, preserve_rng_state=False) for at in starts
+    ])  # fmt: skip
+
+
+def masked_lse(x: Tensor, mask: Tensor) -> Tensor:
+    """log Σ exp over the masked values of each row; -inf, with a gradient of zero, where there are none. (b,)"""
+    some = mask.any(1)
+    filled = torch.where(mask | ~some[:, None], x, float("-inf"))
+    return torch.where(some, filled.logsumexp(1), float("-inf"))
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the masked values of each row; 0 where there are none. (b, M), (b, M) -> (b,)"""
+    return torch.where(mask, x, 0).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def _dot(q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.T
+
+
+def _squared(q: Tensor, k: Tensor) -> Tensor:
+    """‖q‖² + ‖k‖² - 2 q·k, in float64: near duplicates would drown in float32's rounding."""
+    a, b = q.double(), k.double()
+    d = (a * a).sum(1)[:, None] + (b * b).sum(1)[None, :] - 2 * a @ b.T  # (b, M)
+    return d.clamp(min=0).to(q.dtype)
+
+
+def _euclidean(q: Tensor, k: Tensor) -> Tensor:
+    d = _squared(q, k)
+    near = d <= _TINY  # the root has no slope at 0: its gradient is taken as 0 there
+    return torch.where(near, 0, torch.where(near, 1, d).sqrt())
+
+
+_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "dot": _dot, "cosine-distance": lambda q, k: 1 - q @ k.T, "euclidean": _euclidean, "squared": _squared,
+}  # fmt: skip
+
+
+def _unknown(metric: str) -> Callable:
+    raise UserError(f"unknown metric {metric!r}{nearest(metric, _METRICS)}")

@@ -1,0 +1,144 @@
+"""What every loss begins and ends with: checked embeddings with their ids, everybody's candidates, the mean."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nearfar import dist
+from nearfar.errors import UserError
+
+
+class Rows(NamedTuple):
+    """My anchors, and the candidates that all of them are held against."""
+
+    z: Tensor  # (n, d) mine
+    groups: Tensor  # (n,) mine
+    keys: Tensor  # (M, d) of all processes, with gradient
+    key_groups: Tensor  # (M,)
+    first: int | None  # the anchors are keys[first : first + n]; None where anchors are no candidates
+
+
+def rows(
+    z: Tensor, groups: Tensor, keys: Tensor | None = None, key_groups: Tensor | None = None, *,
+    unit: bool = True,
+) -> Rows:  # fmt: skip
+    """Check and widen embeddings, and gather the candidates of all processes.
+
+    Args:
+        z: (n, d) floats; bfloat16 and float16 are taken to float32 (float64 stays).
+        groups: (n,) whole numbers: rows with the same id are positives.
+        keys, key_groups: (m, d), (m,) the candidates; where they are None the rows themselves are, each
+            but itself. Keys that are bit for bit the same on all processes (a queue, a vocabulary) are
+            taken as they are; others are parts of a batch and gathered.
+        unit: bring rows to length one.
+
+    Raises ``UserError`` naming the argument, on all processes where it is wrong on one.
+    """
+    error = _wrong("z", z, "groups", groups)
+    if error is None and (keys is None) != (key_groups is None):
+        error = "keys and key_groups go together: give both or neither"
+    if error is None and keys is not None:
+        error = _wrong("keys", keys, "key_groups", key_groups)
+        if error is None and keys.shape[1] != z.shape[1]:
+            error = f"keys are {tuple(keys.shape)} and z is {tuple(z.shape)}: give both the same width"
+    agree(error, z)
+    z = widened(z, unit)
+    if keys is None:
+        counts = [n for (n,) in dist.exchange([len(z)], z.device)]
+        return Rows(z, groups, dist.gather(z, counts), dist.gather(groups, counts), sum(counts[: dist.rank()]))
+    shared = dist.same_everywhere(keys, key_groups)
+    keys = widened(keys, unit)
+    if keys.dtype != z.dtype:  # one of them is float64
+        z, keys = z.double(), keys.double()
+    if shared:
+        return Rows(z, groups, keys, key_groups, None)
+    counts = [n for (n,) in dist.exchange([len(keys)], z.device)]
+    return Rows(z, groups, dist.gather(keys, counts), dist.gather(key_groups, counts), None)
+
+
+def widened(x: Tensor, unit: bool) -> Tensor:
+    """float32 or better, of length one where asked (rows of zeros stay zero)."""
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return F.normalize(x, dim=1) if unit else x
+
+
+def _wrong(name: str, x: Tensor, ids_name: str, ids: Tensor) -> str | None:
+    """What is wrong with embeddings and their ids, or None."""
+    said = wrong_embeddings(name, x)
+    if said:
+        return said
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        return f"{ids_name} must be a tensor of whole numbers, got {kind}"
+    if ids.shape != x.shape[:1]:
+        return f"{name} has {len(x)} rows and {ids_name} is {tuple(ids.shape)}: give one id a row, ({len(x)},)"
+    if ids.device != x.device:
+        return f"{ids_name} is on {ids.device} and {name} on {x.device}: move one of them"
+    return None
+
+
+def wrong_embeddings(name: str, x: Tensor) -> str | None:
+    """What is wrong with a matrix of embeddings, or None."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return f"{name} must be a tensor of floats, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}"
+    if x.ndim != 2 or x.shape[1] == 0:
+        return f"{name} must be (N, d), got {tuple(x.shape)}"
+    if torch.compiler.is_compiling():  # no look at values inside a compiled graph
+        return None
+    with torch.no_grad():
+        seen = x.detach().sum(1, dtype=torch.float32 if x.dtype != torch.float64 else None)  # (N,)
+        if not bool(seen.isfinite().all()):
+            bad = ~x.isfinite().all(1)  # a sum of large values may overflow where none is infinite
+            if bool(bad.any()):
+                first = int(bad.nonzero()[0])
+                return f"{name} holds NaN or infinite values in {int(bad.sum())} of {len(x)} rows, the first row {first}"
+    return None
+
+
+def agree(error: str | None, like: Tensor) -> None:
+    """Raise where any process has an error, on all of them, so that none waits for another for ever."""
+    if dist.world() > 1:
+        device = like.device if isinstance(like, Tensor) else torch.device("cpu")
+        bad = [r for r, (flag,) in enumerate(dist.exchange([error is not None], device)) if flag]
+        if bad and error is None:
+            raise UserError(f"process {bad[0]} was given embeddings that cannot be used; its own message says why")
+    if error is not None:
+        raise UserError(error)
+
+
+def check_temperature(temperature: float | Tensor, name: str = "temperature") -> None:
+    """τ must be a number above 0."""
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1:
+            raise UserError(f"{name} must be one number, got a tensor of {tuple(temperature.shape)}")
+        if torch.compiler.is_compiling():
+            return
+    value = float(temperature.detach()) if isinstance(temperature, Tensor) else temperature
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
+        raise UserError(f"{name} must be a number above 0, got {value!r}")
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise UserError(f"reduction {reduction!r}: give 'mean', 'sum' or 'none'")
+
+
+def reduced(values: Tensor, counted: Tensor, reduction: str) -> Tensor:
+    """Anchors' values to the batch's loss. values (n,), counted (n,) bool or weights
+
+    ``mean`` is over the counted anchors of all processes, ``sum`` over all of theirs; both give the same number
+    on every process. ``none`` gives this process's own anchors (n,), 0 where they do not count. Where no anchor
+    counts the mean is 0, with a gradient of 0.
+    """
+    check_reduction(reduction)
+    weight = counted.to(values.dtype)
+    values = torch.where(counted > 0, values * weight, 0)
+    if reduction == "none":
+        return values
+    both = dist.total(torch.stack([values.sum(), weight.sum().detach()]))
+    return both[0] if reduction == "sum" else both[0] / both[1].detach().clamp(min=1e-12)
