@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ def _entry(rank: int, world: int, port: int, fn: Callable, args: tuple, out: mp.
     try:
         torch.set_num_threads(1)
         td.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-        out.put((rank, fn(*args), None))
+        out.put((rank, pickle.dumps(fn(*args)), None))  # bytes: a shared tensor would die with its process
         td.barrier()
         td.destroy_process_group()
     except BaseException:
@@ -43,7 +44,7 @@ def spawn(world: int, fn: Callable, *args: object, seconds: float = 120) -> list
             w.kill()
     for rank, _, error in got:
         assert error is None, f"process {rank}:\n{error}"
-    return [value for _, value, _ in got]
+    return [pickle.loads(value) for _, value, _ in got]
 
 
 def split(n: int, world: int) -> list[slice]:
