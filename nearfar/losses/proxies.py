@@ -68,7 +68,7 @@ def normalized_softmax(
 
     .. math:: \ell_i = -\log\frac{\exp(\cos\theta_y/\tau)}{\sum_c\exp(\cos\theta_c/\tau)}
 
-    Equation 2 of Zhai & Wu 2019 (arXiv:1811.12649), τ = 0.05; InfoNCE with the proxies as the keys.
+    Section 3.1 of Zhai & Wu 2019 (arXiv:1811.12649), τ = 0.05; InfoNCE with the proxies as the keys.
 
     Args:
         z: (n, d) embeddings. groups: (n,) class numbers. proxies: (C, d). temperature: τ > 0.

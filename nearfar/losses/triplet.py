@@ -45,6 +45,7 @@ def triplet(
 
     An anchor counts where it has a positive and a negative; where none does, the loss is 0 with a gradient of 0.
     Memory is flat, and time O(N²(d + log N)) for all but ``"all"`` without a margin, which takes a step per triplet.
+    ``"distance-weighted"`` holds a draw for every pair of anchor and positive.
 
     Args:
         z: (N, d) embeddings, in float32 or better here.
@@ -188,8 +189,9 @@ def _uniform(given: Rows, generator: torch.Generator) -> Tensor:
     """(n, P) draws for this process's anchors, cut from those for all, so that processes do not change them."""
     ids, held = given.key_groups.unique(return_counts=True)
     at = torch.searchsorted(ids, given.groups.to(ids.dtype)).clamp(max=len(ids) - 1)  # (n,)
-    count = torch.where(ids[at] == given.groups, held[at], 0) - (given.first is not None)
-    count = count[held.sum() - count > (given.first is not None)]  # of anchors with a negative
+    itself = int(given.first is not None)
+    count = torch.where(ids[at] == given.groups, held[at], 0) - itself
+    count = count[count < held.sum() - itself]  # of anchors with a negative
     most = int(count.max()) if len(count) else 0
     check = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
     told = dist.exchange([len(given.z), most, check], given.z.device)
