@@ -9,6 +9,7 @@ how many rows it brings may differ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -128,7 +129,7 @@ def same_everywhere(*tensors: Tensor) -> bool:
         return True
     said: list[int] = []
     for t in tensors:
-        flat = t.detach().contiguous().view(len(t), -1)
+        flat = t.detach().contiguous().view(len(t), math.prod(t.shape[1:]))  # (B, …) -> (B, values a row)
         if flat.is_floating_point():
             flat = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
         sums = flat.sum(1, dtype=torch.int64)  # (B,), whole numbers: in any order the same
