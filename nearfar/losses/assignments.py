@@ -173,8 +173,6 @@ def update_centre(centre: Tensor, teacher: Sequence[Tensor], momentum: float = 0
     """
     teacher = list(teacher)
     teacher = checked_views([f"teacher[{i}]" for i in range(len(teacher))], teacher)
-    if not teacher:
-        raise UserError("teacher has no views: give at least one")
     if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
         raise UserError(f"momentum must be from 0 to 1, got {momentum!r}")
     c, rows = _centre(centre, teacher[0]), torch.cat(teacher)  # (K,), (T·B, K)

@@ -219,7 +219,7 @@ def mmcr(views: Sequence[Tensor], *, weight: float = 0.0) -> Tensor:
 
 def checked_views(names: Sequence[str], views: Sequence[Tensor], least: int = 1) -> list[Tensor]:
     """Views of one batch, (N, d) floats of one shape, widened; ``UserError`` on all processes if wrong on one."""
-    error = f"give at least {least} views, got {len(views)}" if len(views) < least else None
+    error = f"got {len(views)} views: give at least {least}" if len(views) < least else None
     for name, x in zip(names, views):
         error = error or wrong_embeddings(name, x)
         if error is None and (x.shape != views[0].shape or x.device != views[0].device):
