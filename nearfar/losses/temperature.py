@@ -124,10 +124,10 @@ class LearntTemperature(nn.Module):
 
     def forward(self) -> Tensor:
         """τ as a tensor (), float32 (float64 in a model that is), with gradient."""
-        if self.training and torch.is_grad_enabled():
-            with torch.no_grad():
-                self.log_scale.clamp_(max=self.most)
-        return torch.exp(-self.log_scale.clamp(max=self.most))
+        bound = torch.full_like(self.log_scale, self.most, requires_grad=False)
+        if self.training and torch.is_grad_enabled():  # through .data: an earlier forward's graph stays valid
+            self.log_scale.data.clamp_(max=bound)
+        return torch.exp(-torch.where(self.log_scale > bound, bound, self.log_scale))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LearntTemperature:
         return super()._apply(lambda t: _kept_wide(fn, t), recurse)
