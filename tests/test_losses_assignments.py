@@ -271,6 +271,8 @@ def test_spherical_kmeans_finds_clusters_and_keeps_empty_ones(monkeypatch):
     again, y_again = spherical_kmeans(z, 3, start=z[:3])
     assert bool((again == centroids).all())
     assert bool((y_again == y).all())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bool((spherical_kmeans(z, 3, start=z[:3])[0] == again).all())
     nobodys = torch.tensor([[0.0, 0.0, 0.0, -2.0]])
     centroids, y = spherical_kmeans(z, 4, start=torch.cat([z[:3], nobodys]))
     torch.testing.assert_close(centroids[3], nobodys[0] / 2)

@@ -98,11 +98,10 @@ def swav(
     queues = [None] * assign_views if queue_scores is None else list(queue_scores)
     if len(queues) != assign_views:
         raise UserError(f"queue_scores has {len(queues)} tensors: give one for each of the {assign_views} assign_views")
-    with torch.autocast(scores[0].device.type, enabled=False):
-        targets = [
-            sinkhorn(s, epsilon=epsilon, iterations=iterations, queue_scores=q) for s, q in zip(scores, queues)
-        ]  # A of (B, K)
-        return _cross_views(targets, scores, temperature, reduction)
+    targets = [
+        sinkhorn(s, epsilon=epsilon, iterations=iterations, queue_scores=q) for s, q in zip(scores, queues)
+    ]  # A of (B, K)
+    return _cross_views(targets, scores, temperature, reduction)
 
 
 def dino(

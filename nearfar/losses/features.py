@@ -131,7 +131,7 @@ def w_mse(
     with torch.autocast(x.device.type, enabled=False):
         for _ in range(iterations if slices > 1 else 1):
             for mine in _my_slices(counts, slices, generator, x.device):
-                z = F.normalize(_whitened(x[:, mine], shrink), dim=2)  # (V, m, d)
+                z = [widened(v, unit=True) for v in _whitened(x[:, mine], shrink)]  # V of (m, d)
                 terms += [2 - 2 * (z[u] * z[v]).sum(1) for u in range(len(z)) for v in range(u + 1, len(z))]
         values = torch.cat(terms)
         return reduced(values, torch.ones_like(values), "mean")
@@ -207,7 +207,7 @@ def mmcr(views: Sequence[Tensor], *, weight: float = 0.0) -> Tensor:
     views = checked_views([f"views[{i}]" for i in range(len(views))], views, least=2)
     _check_weight("weight", weight)
     with torch.autocast(views[0].device.type, enabled=False):
-        z = F.normalize(torch.stack(views, 1), dim=2)  # (N, V, d)
+        z = torch.stack([widened(v, unit=True) for v in views], 1)  # (N, V, d)
         everyone = dist.gather(z.mean(1))  # (ΣN, d)
         if len(everyone) == 0:
             raise UserError("mmcr needs at least one row over all processes, got 0")
@@ -254,7 +254,7 @@ def _cosine(names: tuple[str, str], p: Tensor, target: Tensor) -> Tensor:
     """(n,) cosines, without gradient to the target."""
     p, target = checked_views(names, (p, target))
     with torch.autocast(p.device.type, enabled=False):
-        return (F.normalize(p, dim=1) * F.normalize(target.detach(), dim=1)).sum(1)
+        return (widened(p, unit=True) * widened(target.detach(), unit=True)).sum(1)
 
 
 def _slices(n: int, d: int, size: int | None, iterations: int, shrink: float) -> int:
