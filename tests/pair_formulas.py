@@ -178,3 +178,15 @@ for t in TEMPERATURES:
     CASES[f"logistic {t}"] = (logistic, naive_logistic, {"temperature": t, "bias": 0.3, "positive_weight": 1.0})
     CASES[f"snn {t}"] = (soft_nearest_neighbour, naive_snn, {"temperature": t, "metric": "squared"})
 LOSSES = {name: partial(loss, **how) for name, (loss, _, how) in CASES.items()}
+
+
+def sample(seed: int, n: int = 10, d: int = 4, kinds: int = 4) -> tuple[Tensor, Tensor]:
+    r = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, dtype=torch.float64, generator=r), torch.randint(0, kinds, (n,), generator=r)
+
+
+def slope(loss, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Value, and the gradient by each input of floats."""
+    inputs = [x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
+    value = loss(*inputs)
+    return value.detach(), torch.autograd.grad(value, [x for x in inputs if x.requires_grad])

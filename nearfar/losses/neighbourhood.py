@@ -26,7 +26,8 @@ def multi_similarity(
 
     over the positives with :math:`s_{ip} < \max_n s_{in} + \epsilon` and the negatives with
     :math:`s_{in} > \min_p s_{ip} - \epsilon`. Wang et al. 2019 (arXiv:1904.06627), section 4; s is the cosine. The
-    default λ is that of the authors' code, which also drops positives of a cosine above 1 - 10⁻⁵; not done here.
+    default λ is that of the authors' code, the paper's is 1; the code also drops positives of a cosine above
+    1 - 10⁻⁵, which is not done here.
 
     Args:
         z: (n, d) embeddings; normalised here. groups: (n,) ids. keys: (m, d), key_groups: (m,) the candidates.
