@@ -91,7 +91,7 @@ def _all(panel: Panel, margin: float | None) -> Tensor:
     order = _sorted(s, panel.negative)  # (b, M)
     reach = s + margin  # (b, M), used at positives
     k = torch.searchsorted(order.detach(), reach.detach())  # (b, M) how many negatives are nearer than that
-    prefix = torch.nn.functional.pad(torch.where(order.isfinite(), order, 0).cumsum(1), (1, 0))  # (b, M + 1)
+    prefix = torch.nn.functional.pad(order.cumsum(1), (1, 0))  # (b, M + 1); infinite beyond what k reaches
     hinges = k * reach - prefix.gather(1, k)  # (b, M) Σ over the k nearest negatives of reach - d(a,n)
     return _summed(panel, hinges, panel.positive, k)
 
