@@ -6,7 +6,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nearfar import dist
@@ -39,6 +38,23 @@ def rows(
 
     Raises ``UserError`` naming the argument, on all processes where it is wrong on one.
     """
+    return gathered(checked(z, groups, keys, key_groups, unit=unit))
+
+
+class Mine(NamedTuple):
+    """This process's rows, checked and widened; nothing has been sent but for whether all is well."""
+
+    z: Tensor  # (n, d)
+    groups: Tensor  # (n,)
+    keys: Tensor | None  # (m, d); None: the rows themselves
+    key_groups: Tensor | None  # (m,)
+    shared: bool  # are the keys the same on all processes?
+
+
+def checked(
+    z: Tensor, groups: Tensor, keys: Tensor | None, key_groups: Tensor | None, *, unit: bool
+) -> Mine:  # fmt: skip
+    """The first half of :func:`rows`: everything but the gathering."""
     error = _wrong("z", z, "groups", groups)
     if error is None and (keys is None) != (key_groups is None):
         error = "keys and key_groups go together: give both or neither"
@@ -49,22 +65,35 @@ def rows(
     agree(error, z)
     z = widened(z, unit)
     if keys is None:
-        counts = [n for (n,) in dist.exchange([len(z)], z.device)]
-        return Rows(z, groups, dist.gather(z, counts), dist.gather(groups, counts), sum(counts[: dist.rank()]))
+        return Mine(z, groups, None, None, False)
     shared = dist.same_everywhere(keys, key_groups)
     keys = widened(keys, unit)
     if keys.dtype != z.dtype:  # one of them is float64
         z, keys = z.double(), keys.double()
+    return Mine(z, groups, keys, key_groups, shared)
+
+
+def gathered(mine: Mine) -> Rows:
+    """The second half of :func:`rows`: the candidates of all processes."""
+    z, groups, keys, key_groups, shared = mine
     if shared:
         return Rows(z, groups, keys, key_groups, None)
-    counts = [n for (n,) in dist.exchange([len(keys)], z.device)]
-    return Rows(z, groups, dist.gather(keys, counts), dist.gather(key_groups, counts), None)
+    local, ids = (z, groups) if keys is None else (keys, key_groups)
+    counts = [n for (n,) in dist.exchange([len(local)], z.device)]
+    first = sum(counts[: dist.rank()]) if keys is None else None
+    return Rows(z, groups, dist.gather(local, counts), dist.gather(ids, counts), first)
 
 
 def widened(x: Tensor, unit: bool) -> Tensor:
     """float32 or better, of length one where asked (rows of zeros stay zero)."""
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return F.normalize(x, dim=1) if unit else x
+    return x / lengths(x) if unit else x
+
+
+def lengths(x: Tensor) -> Tensor:
+    """Rows' lengths, 1 for rows of zeros, so that these stay zero and their gradient finite. (N, d) -> (N, 1)"""
+    norm = x.norm(dim=1, keepdim=True)
+    return torch.where(norm > 1e-12, norm, 1)
 
 
 def _wrong(name: str, x: Tensor, ids_name: str, ids: Tensor) -> str | None:
@@ -72,6 +101,11 @@ def _wrong(name: str, x: Tensor, ids_name: str, ids: Tensor) -> str | None:
     said = wrong_embeddings(name, x)
     if said:
         return said
+    return wrong_ids(ids_name, ids, x, name)
+
+
+def wrong_ids(ids_name: str, ids: Tensor, x: Tensor, name: str = "z") -> str | None:
+    """What is wrong with the ids of a matrix of embeddings, or None."""
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         return f"{ids_name} must be a tensor of whole numbers, got {kind}"
@@ -95,8 +129,8 @@ def wrong_embeddings(name: str, x: Tensor) -> str | None:
         if not bool(seen.isfinite().all()):
             bad = ~x.isfinite().all(1)  # a sum of large values may overflow where none is infinite
             if bool(bad.any()):
-                first = int(bad.nonzero()[0])
-                return f"{name} holds NaN or infinite values in {int(bad.sum())} of {len(x)} rows, the first row {first}"
+                count, first = int(bad.sum()), int(bad.nonzero()[0])
+                return f"{name} holds NaN or infinite values in {count} of {len(x)} rows, the first row {first}"
     return None
 
 

@@ -1,38 +1,91 @@
-"""Softmax losses over groups: rows with the same id are positives, all others negatives."""
+"""Softmax losses over groups: rows with the same id are positives, all others negatives.
+
+NT-Xent, InfoNCE, SupCon, CLIP and cross-entropy are one sum: for each anchor the log of its candidates' summed
+exponentials, less the mean logit of its positives. It is computed by tiles (:mod:`nearfar.losses.engine`), exactly.
+"""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nearfar import dist
 from nearfar.errors import UserError
+from nearfar.losses import engine, ring
+from nearfar.losses.panels import Panel, by_panels, masked_lse, masked_mean
+from nearfar.losses.rows import (
+    Rows,
+    check_reduction,
+    check_temperature,
+    checked,
+    gathered,
+    reduced,
+    rows,
+    wrong_ids,
+)
+
+_SIMILARITIES = {"cosine": True, "dot": False}
 
 
-def _check(z: Tensor, groups: Tensor, name: str) -> None:
-    if z.ndim != 2:
-        raise UserError(f"{name} must be (N, d), got {tuple(z.shape)}")
-    if groups.shape != z.shape[:1]:
-        raise UserError(f"{name} has {len(z)} rows and its groups {tuple(groups.shape)}: give one id a row")
+def info_nce(
+    z: Tensor, groups: Tensor, keys: Tensor | None = None, key_groups: Tensor | None = None, *,
+    temperature: float | Tensor = 0.1, similarity: str = "cosine", label_smoothing: float = 0.0,
+    exclude: Tensor | None = None, key_exclude: Tensor | None = None, exclude_above: float | None = None,
+    reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""InfoNCE: each row picks its positives among a set of keys (a queue, the other tower, a vocabulary, the batch).
 
+    .. math:: \ell_i = -\frac1{|P(i)|}\sum_{p\in P(i)} \log
+              \frac{\exp(s(z_i,k_p)/\tau)}{\sum_j\exp(s(z_i,k_j)/\tau)},\quad P(i)=\{j: h_j=g_i\}
 
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
-    if reduction not in ("mean", "sum", "none"):
-        raise UserError(f"reduction {reduction!r}: give 'mean', 'sum' or 'none'")
-    return loss if reduction == "none" else getattr(loss, reduction)()
+    van den Oord et al. 2018 (arXiv:1807.03748), equation 4; MoCo's equation 1 (arXiv:1911.05722) with a queue as the
+    keys; with the rows themselves as the keys, each but itself, NT-Xent and SupCon. Exact, in O((N + M)·d) memory.
 
+    Args:
+        z: (N, d) embeddings, float; computed in float32, or in float64 where they are.
+        groups: (N,) whole numbers.
+        keys, key_groups: (M, d), (M,) the candidates; left out: the rows themselves, each but itself.
+        temperature: τ > 0; a tensor gets its gradient.
+        similarity: ``"cosine"`` or ``"dot"`` (the rows as they are).
+        label_smoothing: ε in [0, 1): the target is (1 - ε) on the positives and ε spread over all candidates.
+        exclude, key_exclude: (N,), (M,) further ids: a negative with the anchor's is left out (a known duplicate,
+            another sentence of the same document).
+        exclude_above: a negative whose similarity exceeds this is left out (a likely false negative).
+        reduction: ``"mean"`` over anchors that have a positive, ``"sum"``, or ``"none"`` (N,) with 0 for the others.
 
-def _multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
-    """-1/|P(i)| Σ_{p∈P(i)} log softmax(logits_i)_p; 0 for rows without a positive. (N, M), (N, M) -> (N,)"""
-    count = positive.sum(1)
-    mean = torch.where(positive, logits, 0).sum(1) / count.clamp(min=1)
-    return torch.where(count > 0, logits.logsumexp(1) - mean, 0)
+    With a process group up every process's rows are the others' candidates (keys that are the same everywhere are
+    taken once), ids must be global, and the loss is that of the whole batch on each of them. Where the gathered
+    candidates would be large they travel round a ring instead, and no process holds more than two others' rows.
+
+    >>> z = torch.eye(2).repeat(2, 1)
+    >>> round(float(info_nce(z, torch.tensor([0, 1, 0, 1]), temperature=0.5)), 4)
+    0.2395
+    """
+    unit = _unit(similarity)
+    _check(temperature, label_smoothing, reduction)
+    if exclude is not None or exclude_above is not None:
+        _refuse_both(label_smoothing, exclude, keys, key_exclude)
+        given = rows(z, groups, keys, key_groups, unit=unit)
+        ids = None if exclude is None else _exclusions(z, exclude, keys, key_exclude)
+        return _without_false_negatives(given, temperature, ids, exclude_above, reduction)
+    if keys is None and dist.world() == 1:  # normalised inside, with half of the products
+        given = rows(z, groups, unit=False)
+        values, positives = engine.contrast_self(given.z, groups, _scale(temperature, given.z), unit, label_smoothing)
+    else:
+        mine = checked(z, groups, keys, key_groups, unit=unit)
+        scale = _scale(temperature, mine.z)
+        if counts := ring.wanted(mine):
+            values, positives = ring.contrast(mine, counts, scale, label_smoothing)
+        else:
+            values, positives = engine.contrast(*gathered(mine), scale, label_smoothing)
+    return reduced(values, positives > 0, reduction)
 
 
 def nt_xent(
-    z: Tensor, groups: Tensor, *, temperature: float | Tensor = 0.5, reduction: str = "mean"
-) -> Tensor:
+    z: Tensor, groups: Tensor, keys: Tensor | None = None, key_groups: Tensor | None = None, *,
+    temperature: float | Tensor = 0.5, label_smoothing: float = 0.0, exclude: Tensor | None = None,
+    exclude_above: float | None = None, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
     r"""NT-Xent (SimCLR): each row against all others of the batch.
 
     .. math:: \ell_i = -\frac1{|P(i)|}\sum_{p\in P(i)} \log
@@ -40,48 +93,176 @@ def nt_xent(
               \quad P(i)=\{j\ne i: g_j=g_i\}
 
     With one positive a row this is equation 1 of Chen et al. 2020 (arXiv:2002.05709); with several it is
-    SupCon's :math:`L_{out}` (Khosla et al. 2020, arXiv:2004.11362). A row without a positive counts 0.
-
-    Args:
-        z: (N, d) embeddings; normalised here, in float32 or better.
-        groups: (N,) integer ids.
-        temperature: τ > 0.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (N,).
-
-    With a process group up, every process's rows are the others' candidates; ids must be global.
+    SupCon's :math:`L_{out}`. Arguments as for :func:`info_nce`. A row without a positive is left out of the mean.
 
     >>> z = torch.eye(2).repeat(2, 1)
     >>> round(float(nt_xent(z, torch.tensor([0, 1, 0, 1]), temperature=0.5)), 4)
     0.2395
     """
-    _check(z, groups, "z")
-    z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)  # (N, d)
-    with torch.autocast(z.device.type, enabled=False):
-        everyone, ids = dist.gather(z), dist.gather(groups)  # (M, d), (M,)
-        logits = z @ everyone.T / temperature  # (N, M)
-    me = torch.arange(len(z), device=z.device) + dist.rank() * len(z)
-    itself = me[:, None] == torch.arange(len(everyone), device=z.device)
-    positive = (groups[:, None] == ids[None, :]) & ~itself
-    return _reduce(_multi_positive(logits.masked_fill(itself, float("-inf")), positive), reduction)
+    return info_nce(z, groups, keys, key_groups, temperature=temperature, label_smoothing=label_smoothing,
+                    exclude=exclude, exclude_above=exclude_above, reduction=reduction)  # fmt: skip
 
 
-def info_nce(
-    z: Tensor, groups: Tensor, keys: Tensor, key_groups: Tensor, *, temperature: float | Tensor = 0.1,
-    reduction: str = "mean",
+def sup_con(
+    z: Tensor, groups: Tensor, keys: Tensor | None = None, key_groups: Tensor | None = None, *,
+    temperature: float | Tensor = 0.1, kind: str = "out", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    r"""InfoNCE: each row against a set of keys (a queue, the other tower, a vocabulary).
+    r"""SupCon: all rows with an anchor's label attract it.
 
-    .. math:: \ell_i = -\frac1{|P(i)|}\sum_{p\in P(i)} \log
-              \frac{\exp(\cos(z_i,k_p)/\tau)}{\sum_j\exp(\cos(z_i,k_j)/\tau)},\quad P(i)=\{j: h_j=g_i\}
+    .. math:: L_{out}: -\frac1{|P(i)|}\sum_{p\in P(i)}\log\frac{e^{s_{ip}}}{\sum_{j\ne i}e^{s_{ij}}},\qquad
+              L_{in}: -\log\Big(\frac1{|P(i)|}\sum_{p\in P(i)}\frac{e^{s_{ip}}}{\sum_{j\ne i}e^{s_{ij}}}\Big),
+              \quad s=\cos/\tau
 
-    van den Oord et al. 2018 (arXiv:1807.03748), equation 4; MoCo's equation 1 with a queue as the keys.
+    Khosla et al. 2020 (arXiv:2004.11362), equations 2 and 3, each a mean over anchors; the paper's code multiplies by
+    τ / 0.07, ours does not. Arguments as for :func:`info_nce`. A row without a positive is left out of the mean.
+
+    >>> z = torch.eye(2).repeat(2, 1)
+    >>> round(float(sup_con(z, torch.tensor([0, 1, 0, 1]), temperature=0.5, kind="in")), 4)
+    0.2395
+    """
+    if kind not in ("out", "in"):
+        raise UserError(f"kind {kind!r}: give 'out' or 'in'")
+    if kind == "out":
+        return info_nce(z, groups, keys, key_groups, temperature=temperature, reduction=reduction)
+    _check(temperature, 0.0, reduction)
+    given = rows(z, groups, keys, key_groups)
+    positives = engine.tally(given.groups, given.key_groups, given.first).positives
+
+    def inside(p: Panel, scale: Tensor) -> Tensor:
+        s = p.s * scale
+        count = p.positive.sum(1).clamp(min=1).to(s.dtype)
+        return masked_lse(s, p.candidates) - masked_lse(s, p.positive) + count.log()
+
+    return reduced(by_panels(inside, given, _scale(temperature, given.z)), positives > 0, reduction)
+
+
+def clip(
+    z: Tensor, groups: Tensor, keys: Tensor, key_groups: Tensor, *, temperature: float | Tensor = 0.07,
+    label_smoothing: float = 0.0, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""CLIP: InfoNCE from one tower to the other and back, halved: :math:`\frac12(L_{z\to k}+L_{k\to z})`.
+
+    Radford et al. 2021 (arXiv:2103.00020), figure 3; several positives a row as in :func:`info_nce`. Both directions
+    come from the same tiles. ``reduction`` is ``"mean"`` or ``"sum"``.
+
+    >>> a = torch.eye(3)
+    >>> round(float(clip(a, torch.arange(3), a, torch.arange(3), temperature=1.0)), 4)
+    0.5514
+    """
+    _check(temperature, label_smoothing, reduction)
+    if reduction == "none":
+        raise UserError("clip has two directions: reduction 'none' is info_nce's; give 'mean' or 'sum'")
+    if dist.world() > 1:
+        there = info_nce(z, groups, keys, key_groups, temperature=temperature, label_smoothing=label_smoothing,
+                         reduction=reduction)  # fmt: skip
+        back = info_nce(keys, key_groups, z, groups, temperature=temperature, label_smoothing=label_smoothing,
+                        reduction=reduction)  # fmt: skip
+        return (there + back) / 2
+    given = rows(z, groups, keys, key_groups)
+    scale = _scale(temperature, given.z)
+    there, back = engine.contrast_both(given.z, groups, given.keys, key_groups, scale, label_smoothing)
+    return (reduced(there[0], there[1] > 0, reduction) + reduced(back[0], back[1] > 0, reduction)) / 2
+
+
+def cross_entropy(z: Tensor, groups: Tensor, weight: Tensor, *, label_smoothing: float = 0.0,
+                  temperature: float | Tensor = 1.0, reduction: str = "mean") -> Tensor:  # fmt: skip
+    r"""Cross-entropy, seen as InfoNCE against a vocabulary: the keys are the classes' weights, the id is the class.
+
+    .. math:: \ell_i = -\log\frac{\exp(z_i\cdot w_{g_i}/\tau)}{\sum_c\exp(z_i\cdot w_c/\tau)}
+
+    The same number as ``torch.nn.functional.cross_entropy(z @ weight.T, groups)`` without holding the (N, classes)
+    logits. An id outside the classes (``-100``) has no positive and is left out of the mean.
 
     Args:
-        z: (N, d) embeddings. groups: (N,) ids. keys: (M, d). key_groups: (M,) ids.
+        z: (N, d). groups: (N,) class numbers. weight: (classes, d), the same on every process.
+
+    >>> z, w = torch.eye(4)[:2], torch.eye(4)
+    >>> round(float(cross_entropy(z, torch.tensor([0, 1]), w)), 4)
+    0.7437
     """
-    _check(z, groups, "z")
-    _check(keys, key_groups, "keys")
-    wide = lambda t: F.normalize(t if t.dtype == torch.float64 else t.float(), dim=1)  # noqa: E731
-    with torch.autocast(z.device.type, enabled=False):
-        logits = wide(z) @ wide(keys).T / temperature  # (N, M)
-    return _reduce(_multi_positive(logits, groups[:, None] == key_groups[None, :]), reduction)
+    classes = torch.arange(len(weight), device=weight.device)
+    return info_nce(z, groups, weight, classes, temperature=temperature, similarity="dot",
+                    label_smoothing=label_smoothing, reduction=reduction)  # fmt: skip
+
+
+def sigmoid(
+    z: Tensor, groups: Tensor, keys: Tensor | None = None, key_groups: Tensor | None = None, *,
+    temperature: float | Tensor = 0.1, bias: float | Tensor = -10.0, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""SigLIP's sigmoid loss: every pair is a yes or a no of its own.
+
+    .. math:: -\frac1N\sum_i\sum_j\log\sigma\big(y_{ij}(\cos(z_i,k_j)/\tau+b)\big),\quad
+              y_{ij}=1 \text{ where } g_i=h_j \text{ else } -1
+
+    Zhai et al. 2023 (arXiv:2303.15343), equation 1; the paper learns both, from 1/τ = 10 and b = -10
+    (:class:`nearfar.losses.LearntTemperature`). Every row counts, with or without a positive. ``reduction`` is
+    ``"mean"`` over rows or ``"sum"``; the gradient is taken in the forward pass, so memory is O((N + M)·d).
+
+    >>> a = torch.eye(3)
+    >>> round(float(sigmoid(a, torch.arange(3), a, torch.arange(3))), 4)
+    0.6932
+    """
+    check_temperature(temperature)
+    if reduction not in ("mean", "sum"):
+        raise UserError(f"reduction {reduction!r}: sigmoid takes 'mean' or 'sum'")
+    given = rows(z, groups, keys, key_groups)
+    b = torch.as_tensor(bias, dtype=given.z.dtype, device=z.device)
+    value = engine.pair_logistic(*given, _scale(temperature, given.z), b)
+    counted = torch.tensor(float(len(z)), dtype=value.dtype, device=z.device)
+    both = dist.total(torch.stack([value, counted]))
+    return both[0] if reduction == "sum" else both[0] / both[1].clamp(min=1)
+
+
+def _without_false_negatives(
+    given: Rows, temperature: float | Tensor, ids: tuple[Tensor, Tensor] | None, above: float | None, reduction: str
+) -> Tensor:
+    """InfoNCE whose negatives lack those with a further id in common, or with a similarity above a threshold."""
+    positives = engine.tally(given.groups, given.key_groups, given.first).positives
+
+    def value(p: Panel, scale: Tensor) -> Tensor:
+        negative = p.negative
+        if ids is not None:
+            negative = negative & (ids[0][p.rows, None] != ids[1][None, :])
+        if above is not None:
+            negative = negative & (p.s <= above)
+        s = p.s * scale
+        return masked_lse(s, p.positive | negative) - masked_mean(s, p.positive)
+
+    return reduced(by_panels(value, given, _scale(temperature, given.z)), positives > 0, reduction)
+
+
+def _exclusions(z: Tensor, exclude: Tensor, keys: Tensor | None, key_exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The further ids of my anchors and of all candidates."""
+    for name, ids, like in (("exclude", exclude, z), ("key_exclude", key_exclude, keys)):
+        if like is not None and (said := wrong_ids(name, ids, like)):
+            raise UserError(said)
+    if keys is None:
+        return exclude, dist.gather(exclude)
+    return exclude, key_exclude if dist.same_everywhere(keys) else dist.gather(key_exclude)
+
+
+def _refuse_both(smoothing: float, exclude: Tensor | None, keys: Tensor | None, key_exclude: Tensor | None) -> None:
+    if smoothing:
+        raise UserError("label_smoothing and the exclusion of negatives do not go together: give one of them")
+    if exclude is not None and (keys is None) != (key_exclude is None):
+        raise UserError("exclude needs key_exclude where there are keys, and only there")
+
+
+def _unit(similarity: str) -> bool:
+    if similarity not in _SIMILARITIES:
+        raise UserError(f"similarity {similarity!r}: give 'cosine' or 'dot'")
+    return _SIMILARITIES[similarity]
+
+
+def _check(temperature: float | Tensor, smoothing: float, reduction: str) -> None:
+    check_temperature(temperature)
+    check_reduction(reduction)
+    if not 0 <= smoothing < 1:
+        raise UserError(f"label_smoothing must lie in 0 to below 1, got {smoothing}")
+
+
+def _scale(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """1/τ as a tensor that passes the gradient on. ()"""
+    if isinstance(temperature, Tensor):
+        return 1 / temperature.to(like.device, like.dtype).reshape(())
+    return torch.tensor(1 / temperature, dtype=like.dtype, device=like.device)
