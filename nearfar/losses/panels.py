@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from nearfar.errors import UserError, nearest
 from nearfar.losses.rows import Rows
@@ -53,23 +53,51 @@ def by_panels(
     n, m = len(z), len(keys)
     height = max(1, min(n, VALUES // max(1, m * width)))
 
-    def panel(at: int, z: Tensor, keys: Tensor, *parameters: Tensor) -> Tensor:
+    def panel(part: slice, z: Tensor, keys: Tensor, *parameters: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            part = slice(at, min(at + height, n))
             same = groups[part, None] == key_groups[None, :]  # (b, M)
             positive = same
             if first is not None:
                 positive = same.clone()
                 mine = torch.arange(part.start, part.stop, device=z.device)
                 positive[mine - part.start, first + mine] = False
-            return fn(Panel(measure(z[part], keys), positive, ~same, part), *parameters)
+            return fn(Panel(measure(z, keys), positive, ~same, part), *parameters)
 
-    starts = range(0, n, height)
-    if len(starts) <= 1 or not torch.is_grad_enabled():
-        return torch.cat([panel(at, z, keys, *parameters) for at in starts or (0,)])
-    return torch.cat([
-        checkpoint(panel, at, z, keys, *parameters, use_reentrant=False, preserve_rng_state=False) for at in starts
-    ])  # fmt: skip
+    parts = [slice(at, min(at + height, n)) for at in range(0, n, height)] or [slice(0, 0)]
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return torch.cat([panel(part, z[part], keys, *parameters) for part in parts])
+    return _Recomputed.apply(panel, parts, z, keys, *parameters)
+
+
+class _Recomputed(torch.autograd.Function):
+    """Panels whose insides are forgotten, and computed again for their gradients."""
+
+    @staticmethod
+    def forward(ctx, panel: Callable[..., Tensor], parts: list[slice], *tensors: Tensor) -> Tensor:
+        ctx.panel, ctx.parts = panel, parts
+        ctx.save_for_backward(*tensors)
+        z, *rest = tensors
+        return torch.cat([panel(part, z[part], *rest) for part in parts])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        needed = ctx.needs_input_grad[2:]
+        tensors = ctx.saved_tensors
+        grads = [torch.zeros_like(t) if want else None for t, want in zip(tensors, needed)]
+        leaves = [t.detach().requires_grad_(want) for t, want in zip(tensors, needed)]
+        for part in ctx.parts:
+            z = tensors[0][part].detach().requires_grad_(needed[0])
+            with torch.enable_grad():
+                out = ctx.panel(part, z, *leaves[1:])
+            if not out.requires_grad:
+                continue
+            wanted = [(i, leaf) for i, leaf in enumerate([z, *leaves[1:]]) if needed[i]]
+            found = torch.autograd.grad(out, [leaf for _, leaf in wanted], g[part], allow_unused=True)
+            for (i, _), new in zip(wanted, found):
+                if new is not None:
+                    grads[i][part if i == 0 else slice(None) if grads[i].ndim else ...] += new
+        return None, None, *grads
 
 
 def masked_lse(x: Tensor, mask: Tensor) -> Tensor:
