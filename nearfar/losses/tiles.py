@@ -242,14 +242,14 @@ def softplus_sums(
         twice = 2 if mirrored and rows != columns else 1
         if bounded:
             tile.exp_()
-            value += twice * torch.log1p(tile, out=other).sum(dtype=torch.float64)
+            value += twice * torch.log1p(tile, out=other).sum()
             tile.div_(torch.add(tile, 1, out=other))
         else:
-            value += twice * torch.nn.functional.softplus(tile).sum(dtype=torch.float64)
+            value += twice * torch.nn.functional.softplus(tile).sum()
             tile.sigmoid_()
         if not wanted:
             continue
-        slope += twice * tile.sum(dtype=torch.float64)
+        slope += twice * tile.sum()
         dq[rows].addmm_(tile, k[columns])
         if not mirrored:
             dk[columns].addmm_(tile.T, q[rows])
