@@ -27,7 +27,7 @@ def sinkhorn(
     .. math:: Q^* = \mathrm{diag}(u)\,\exp(S/\varepsilon)\,\mathrm{diag}(v),\qquad
               \sum_k Q_{bk} = 1,\quad \sum_b Q_{bk} \to B/K
 
-    Caron et al. 2020 (arXiv:2006.09882), equations 3-5 and the appendix's algorithm: each iteration scales the
+    Caron et al. 2020 (arXiv:2006.09882), equations 3-5 and the algorithm of appendix A.1: each iteration scales the
     prototypes' sums, then the rows', which therefore hold exactly. In logarithms, so that no ε overflows. Prototypes'
     sums are over the rows of all processes.
 
@@ -189,7 +189,7 @@ def prototype_cross_entropy(
 
     .. math:: \ell_b = -\log\mathrm{softmax}(S_b/\tau)_{y_b}
 
-    Caron et al. 2020 (arXiv:2006.09882), section 3 and the appendix; the prototypes are
+    Caron et al. 2020 (arXiv:2006.09882), section 5.1; the prototypes are
     :func:`spherical_kmeans`' centroids. Cross-entropy is InfoNCE with the prototypes as keys.
 
     Args:

@@ -103,7 +103,7 @@ def w_mse(
 
     Ermolov et al. 2021 (arXiv:2007.06346). W is the inverse of the Cholesky factor of the (unbiased) covariance, in
     float64; each view has its own, as in the authors' code. A batch much larger than d whitens more stably in
-    slices of ``size`` rows (the paper: at least 2d), drawn at random, the same rows for all views; ``iterations``
+    slices of ``size`` rows (at least 2d are wise), drawn at random, the same rows for all views; ``iterations``
     slicings are averaged. Where ``size`` does not divide N, slices are up to twice as large, as even as can be.
 
     Args:
@@ -195,7 +195,7 @@ def mmcr(views: Sequence[Tensor], *, weight: float = 0.0) -> Tensor:
 
     Args:
         views: two or more (N, d); normalised here, in float32 or better.
-        weight: λ ≥ 0; the paper finds 0 to be enough, as C's norm already rewards views that agree.
+        weight: λ ≥ 0; with 0 C's norm alone rewards views that agree.
 
     Raises ``UserError`` for no rows at all, shapes that differ, NaN or infinite values.
 

@@ -26,7 +26,7 @@ def n_pair(
     .. math:: \ell_i = \frac1{|P(i)|}\sum_{p\in P(i)}\log\Big(1+\sum_{n\in N(i)}\exp(z_i\cdot k_n - z_i\cdot k_p)\Big)
               + \lambda\|z_i\|^2
 
-    Sohn 2016 (NeurIPS, *Improved Deep Metric Learning with Multi-class N-pair Loss Objective*), equation 6: there the
+    Sohn 2016 (NeurIPS, *Improved Deep Metric Learning with Multi-class N-pair Loss Objective*): there the
     anchors are one member of each pair and the keys the other; without keys the rows are held against each other.
     The paper regularises the rows' length, which a dot product leaves free: ``l2`` is its λ.
 
@@ -56,8 +56,8 @@ def vince(
     .. math:: \ell_i = -\frac1{|P(i)|}\sum_{p\in P(i)}\log\frac{e^{s_{ip}}}{e^{s_{ip}}+\sum_{n\in N(i)}e^{s_{in}}},
               \quad s=\cos/\tau
 
-    VINCE, Gordon et al. 2020 (arXiv:2003.07990), section 3.3. With one positive a row it is InfoNCE; with several,
-    SupCon's denominators hold the other positives and these do not. Arguments as for :func:`n_pair`.
+    VINCE, Gordon et al. 2020 (arXiv:2003.07990). With one positive a row it is InfoNCE; with several,
+    SupCon's denominators hold the other positives and these do not. Arguments as for :func:`nearfar.losses.info_nce`.
 
     >>> z = torch.eye(2).repeat(2, 1)
     >>> round(float(vince(z, torch.tensor([0, 1, 0, 1]), temperature=0.5)), 4)
@@ -109,7 +109,7 @@ def dclw(
     .. math:: \ell_i = -\frac1{|P(i)|}\sum_{p\in P(i)} w_{ip}s_{ip} + \log\sum_{n\in N(i)}e^{s_{in}},\quad
               w_{ip} = 2-\frac{e^{\cos_{ip}/\sigma}}{\mathbb E_{jp}\,e^{\cos_{jp}/\sigma}}
 
-    Yeh et al. 2022 (arXiv:2110.06848), equation 7; the expectation is over all positive pairs of all processes. The
+    Yeh et al. 2022 (arXiv:2110.06848); the expectation is over all positive pairs of all processes. The
     weights are taken as constants, without gradient. Arguments as for :func:`dcl`.
 
     >>> z = torch.eye(2).repeat(2, 1)
@@ -142,8 +142,9 @@ def debiased(
     .. math:: \ell_i = -\frac1{|P(i)|}\sum_p\log\frac{e^{s_{ip}}}{e^{s_{ip}}+|N(i)|\,g_i},\quad
               g_i=\max\Big\{\frac{\mathbb E_{n}e^{s_{in}}-\tau^+\mathbb E_{p}e^{s_{ip}}}{1-\tau^+},\;e^{-1/\tau}\Big\}
 
-    Chuang et al. 2020 (arXiv:2007.00224), equations 7 and 8; ``prior`` is τ⁺, the probability that two samples are of
-    one kind. With a prior of 0 it is :func:`vince`. An anchor counts where it has a positive and a negative.
+    Chuang et al. 2020 (arXiv:2007.00224); ``prior`` is τ⁺, the probability that two samples are of
+    one kind. With a prior of 0 it is :func:`vince`. An anchor counts where it has a positive and a negative. Other
+    arguments as for :func:`vince`.
 
     >>> z = torch.eye(2).repeat(2, 1)
     >>> round(float(debiased(z, torch.tensor([0, 1, 0, 1]))), 4)
@@ -163,7 +164,7 @@ def hard_negative(
 
     .. math:: \frac{\sum_n e^{\beta s_{in}}\,e^{s_{in}}}{\sum_n e^{\beta s_{in}}}
 
-    Robinson et al. 2021 (arXiv:2010.04592), equation 4 and section 4; ``beta`` is the concentration β ≥ 0, 0 being
+    Robinson et al. 2021 (arXiv:2010.04592); ``beta`` is the concentration β ≥ 0, 0 being
     :func:`debiased`. As in its code β multiplies s = cos/τ.
 
     >>> z = torch.eye(2).repeat(2, 1)

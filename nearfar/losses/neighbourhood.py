@@ -25,7 +25,7 @@ def multi_similarity(
               + \frac1\beta\log\Big[1+\sum_{n\in N_i} e^{\beta(s_{in}-\lambda)}\Big]
 
     over the positives with :math:`s_{ip} < \max_n s_{in} + \epsilon` and the negatives with
-    :math:`s_{in} > \min_p s_{ip} - \epsilon`. Wang et al. 2019 (arXiv:1904.06627), section 4; s is the cosine. The
+    :math:`s_{in} > \min_p s_{ip} - \epsilon`. Wang et al. 2019 (arXiv:1904.06627); s is the cosine. The
     default λ is that of the authors' code, the paper's is 1; the code also drops positives of a cosine above
     1 - 10⁻⁵, which is not done here.
 
@@ -76,7 +76,7 @@ def circle(
               \sum_{p\in P_i} e^{-\gamma\alpha_p(s_{ip}-1+m)}\Big],\quad
               \alpha_n=[s_{in}+m]_+,\ \alpha_p=[1+m-s_{ip}]_+
 
-    Sun et al. 2020 (arXiv:2002.10857), section 3: O_p = 1 + m, O_n = -m, Δ_p = 1 - m, Δ_n = m, and no gradient
+    Sun et al. 2020 (arXiv:2002.10857): O_p = 1 + m, O_n = -m, Δ_p = 1 - m, Δ_n = m, and no gradient
     through the weights α. s is the cosine. The defaults are the paper's for retrieval; it takes m = 0.25 with
     γ = 256 for faces and γ = 128 for people seen again.
 
@@ -112,7 +112,7 @@ def soft_nearest_neighbour(
 
     .. math:: \ell_i = -\log\frac{\sum_{p\in P_i} e^{-D_{ip}/T}}{\sum_{j\ne i} e^{-D_{ij}/T}}
 
-    Frosst, Papernot & Hinton 2019 (arXiv:1902.01889), equation 1. They maximise it in hidden layers, and learn T.
+    Frosst, Papernot & Hinton 2019 (arXiv:1902.01889). They maximise it in hidden layers, and learn T.
 
     Args:
         z: (n, d) embeddings. groups: (n,) ids. keys: (m, d), key_groups: (m,) the candidates, else the rows.
@@ -188,8 +188,9 @@ def lifted_structure(
     .. math:: J_{ij} = \log\Big(\sum_{k\in N_i} e^{m-D_{ik}} + \sum_{l\in N_j} e^{m-D_{jl}}\Big) + D_{ij},\qquad
               L = \frac1{2|P|}\sum_{(i,j)\in P}\max(0, J_{ij})^2
 
-    Oh Song et al. 2016 (arXiv:1511.06452), equation 4, P all positive pairs: the mean is over pairs, so an anchor
-    weighs as much as it has positives. ``form="generalised"`` is Hermans et al. 2017 (arXiv:1703.07737), over anchors:
+    Oh Song et al. 2016 (arXiv:1511.06452), P all positive pairs: the mean is over pairs, so an anchor
+    weighs as much as it has positives. ``form="generalised"`` is equation 7 of Hermans et al. 2017
+    (arXiv:1703.07737), over anchors:
 
     .. math:: \ell_i = \max\Big(0, \log\sum_{p\in P_i} e^{D_{ip}} + \log\sum_{n\in N_i} e^{m-D_{in}}\Big)
 

@@ -26,7 +26,7 @@ def margin_contrastive(
     .. math:: \ell_i = \frac1{|P_i|}\sum_{p\in P_i} \tfrac12 D_{ip}^2
               + \frac1{|N_i|}\sum_{n\in N_i} \tfrac12 \max(0, m - D_{in})^2
 
-    Hadsell, Chopra & LeCun 2006 (Dimensionality Reduction by Learning an Invariant Mapping), equation 4, which sums
+    Hadsell, Chopra & LeCun 2006 (Dimensionality Reduction by Learning an Invariant Mapping), which sums
     over labelled pairs. Here positives and negatives weigh half each however many there are of either: with as many
     of one as of the other the plain mean over pairs is half of this loss; with a of one and b of the other, for every
     anchor, it is (a · first term + b · second term) / (a + b).

@@ -39,7 +39,7 @@ def proxy_nca(
     .. math:: \ell_i = -\log\frac{\exp(-d(z_i,p_y)/T)}{\sum_{c\ne y}\exp(-d(z_i,p_c)/T)},
               \quad d = \|z-p\|^2 = 2-2\cos\theta
 
-    Equation 4 of Movshovitz-Attias et al. 2017 (arXiv:1703.07464) with proxies for points, T = 1: the row's own proxy
+    Movshovitz-Attias et al. 2017 (arXiv:1703.07464) with proxies for points, T = 1: the row's own proxy
     is not below, so that the loss has no floor at 0. With ``all_proxies`` it is, and the loss is Proxy-NCA++'s (Teh
     et al. 2020, arXiv:2004.01113; they have T = 1/9), the normalised softmax at a temperature of T/2.
 
@@ -68,7 +68,7 @@ def normalized_softmax(
 
     .. math:: \ell_i = -\log\frac{\exp(\cos\theta_y/\tau)}{\sum_c\exp(\cos\theta_c/\tau)}
 
-    Section 3.1 of Zhai & Wu 2019 (arXiv:1811.12649), τ = 0.05; InfoNCE with the proxies as the keys.
+    Zhai & Wu 2019 (arXiv:1811.12649), τ = 0.05; InfoNCE with the proxies as the keys.
 
     Args:
         z: (n, d) embeddings. groups: (n,) class numbers. proxies: (C, d). temperature: τ > 0.

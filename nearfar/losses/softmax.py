@@ -194,9 +194,10 @@ def sigmoid(
     .. math:: -\frac1N\sum_i\sum_j\log\sigma\big(y_{ij}(\cos(z_i,k_j)/\tau+b)\big),\quad
               y_{ij}=1 \text{ where } g_i=h_j \text{ else } -1
 
-    Zhai et al. 2023 (arXiv:2303.15343), equation 1; the paper learns both, from 1/τ = 10 and b = -10
-    (:class:`nearfar.losses.LearntTemperature`). Every row counts, with or without a positive. ``reduction`` is
-    ``"mean"`` over rows or ``"sum"``; the gradient is taken in the forward pass, so memory is O((N + M)·d).
+    Zhai et al. 2023 (arXiv:2303.15343), section 3.2, with the signs of its algorithm 1; the paper learns both, from
+    1/τ = 10 and b = -10 (:class:`nearfar.losses.LearntTemperature`). Every row counts, with or without a
+    positive. ``reduction`` is ``"mean"`` over rows or ``"sum"``; the gradient is taken in the forward pass, so memory
+    is O((N + M)·d).
 
     >>> a = torch.eye(3)
     >>> round(float(sigmoid(a, torch.arange(3), a, torch.arange(3))), 4)

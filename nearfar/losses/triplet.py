@@ -32,7 +32,7 @@ def triplet(
     Which triplets count is the mining:
 
     - ``"all"``: batch-all, every triplet of the batch (equation 6 of Hermans et al. 2017, arXiv:1703.07737). The mean
-      is over the triplets whose loss is above 0, as theirs; over all where ``margin`` is None.
+      is over the triplets whose loss is above 0, the better of theirs; over all where ``margin`` is None.
     - ``"hard"``: batch-hard, for every anchor its farthest positive and its nearest negative (equation 5 there). The
       mean is over anchors.
     - ``"semi-hard"``: for every pair of anchor and positive the nearest of the negatives that are farther than the
