@@ -148,7 +148,7 @@ def debiased(
 
     >>> z = torch.eye(2).repeat(2, 1)
     >>> round(float(debiased(z, torch.tensor([0, 1, 0, 1]))), 4)
-    0.0492
+    0.0756
     """
     return hard_negative(z, groups, keys, key_groups, temperature=temperature, prior=prior, beta=0.0,
                          reduction=reduction)  # fmt: skip
@@ -169,7 +169,7 @@ def hard_negative(
 
     >>> z = torch.eye(2).repeat(2, 1)
     >>> round(float(hard_negative(z, torch.tensor([0, 1, 0, 1]))), 4)
-    0.0492
+    0.0756
     """
     check_temperature(temperature)
     if not 0 <= prior < 1:
