@@ -492,20 +492,29 @@ def test_a_ring_equals_one_process(world):
 
 
 def _one_bad_process():
-    z = torch.eye(4)
-    if torch.distributed.get_rank() == 1:
-        z[0, 0] = torch.nan
-    try:
-        nt_xent(z, torch.arange(4))
-    except ValueError as error:
-        return str(error)
-    return "nothing"
+    z, ids = torch.eye(4), torch.arange(4)
+    second = torch.distributed.get_rank() == 1
+    said = []
+    for call in (lambda: nt_xent(z * torch.nan if second else z, ids),
+                 lambda: nt_xent(z, ids, exclude=ids[:3] if second else ids)):  # fmt: skip
+        try:
+            call()
+        except ValueError as error:
+            said.append(str(error))
+    # keys that are the same everywhere with ids that are not: parts of a batch all the same
+    mine = ids + 4 * second
+    said.append(nt_xent(z, mine, z, mine, exclude=ids, key_exclude=ids).item())
+    return said
 
 
 def test_a_bad_process_stops_all_of_them():
     good, bad = spawn(2, _one_bad_process)
-    assert "z holds NaN" in bad
-    assert "process 1 was given embeddings that cannot be used" in good
+    assert "z holds NaN" in bad[0]
+    assert "exclude is (3,)" in bad[1]
+    assert all("process 1 was given embeddings that cannot be used" in said for said in good[:2])
+    z, ids = torch.eye(4).repeat(2, 1), torch.arange(8)
+    one = nt_xent(z, ids, z, ids, exclude=ids % 4, key_exclude=ids % 4).item()
+    assert good[2] == bad[2] == pytest.approx(one, rel=1e-6)
 
 
 # peers

@@ -6,21 +6,27 @@ exponentials, less the mean logit of its positives. It is computed by tiles (:mo
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from nearfar import dist
 from nearfar.errors import UserError
 from nearfar.losses import engine, ring
+from nearfar.losses.pairs import check_number, scalar
 from nearfar.losses.panels import Panel, by_panels, masked_lse, masked_mean
 from nearfar.losses.rows import (
+    Mine,
     Rows,
+    agree,
     check_reduction,
     check_temperature,
     checked,
     gathered,
     reduced,
     rows,
+    wrong_embeddings,
     wrong_ids,
 )
 
@@ -63,14 +69,14 @@ def info_nce(
     """
     unit = _unit(similarity)
     _check(temperature, label_smoothing, reduction)
-    if exclude is not None or exclude_above is not None:
-        _refuse_both(label_smoothing, exclude, keys, key_exclude)
-        given = rows(z, groups, keys, key_groups, unit=unit)
-        ids = None if exclude is None else _exclusions(z, exclude, keys, key_exclude)
-        return _without_false_negatives(given, temperature, ids, exclude_above, reduction)
+    if not (exclude is None and key_exclude is None and exclude_above is None):
+        agree(_wrong_exclusions(z, label_smoothing, exclude, keys, key_exclude, exclude_above), z)
+        mine = checked(z, groups, keys, key_groups, unit=unit)
+        ids = None if exclude is None else _exclusions(mine, exclude, key_exclude)
+        return _without_false_negatives(gathered(mine), temperature, ids, exclude_above, reduction)
     if keys is None and dist.world() == 1:  # normalised inside, with half of the products
         given = rows(z, groups, unit=False)
-        values, positives = engine.contrast_self(given.z, groups, _scale(temperature, given.z), unit, label_smoothing)
+        values, positives = engine.contrast_self(given.z, given.groups, _scale(temperature, given.z), unit, label_smoothing)
     else:
         mine = checked(z, groups, keys, key_groups, unit=unit)
         scale = _scale(temperature, mine.z)
@@ -84,7 +90,7 @@ def info_nce(
 def nt_xent(
     z: Tensor, groups: Tensor, keys: Tensor | None = None, key_groups: Tensor | None = None, *,
     temperature: float | Tensor = 0.5, label_smoothing: float = 0.0, exclude: Tensor | None = None,
-    exclude_above: float | None = None, reduction: str = "mean",
+    key_exclude: Tensor | None = None, exclude_above: float | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""NT-Xent (SimCLR): each row against all others of the batch.
 
@@ -99,8 +105,10 @@ def nt_xent(
     >>> round(float(nt_xent(z, torch.tensor([0, 1, 0, 1]), temperature=0.5)), 4)
     0.2395
     """
-    return info_nce(z, groups, keys, key_groups, temperature=temperature, label_smoothing=label_smoothing,
-                    exclude=exclude, exclude_above=exclude_above, reduction=reduction)  # fmt: skip
+    return info_nce(
+        z, groups, keys, key_groups, temperature=temperature, label_smoothing=label_smoothing, exclude=exclude,
+        key_exclude=key_exclude, exclude_above=exclude_above, reduction=reduction,
+    )  # fmt: skip
 
 
 def sup_con(
@@ -150,6 +158,8 @@ def clip(
     0.5514
     """
     _check(temperature, label_smoothing, reduction)
+    if keys is None:
+        raise UserError("clip holds two towers against each other: give keys and key_groups, or take nt_xent")
     if reduction == "none":
         raise UserError("clip has two directions: reduction 'none' is info_nce's; give 'mean' or 'sum'")
     if dist.world() > 1:
@@ -160,7 +170,7 @@ def clip(
         return (there + back) / 2
     given = rows(z, groups, keys, key_groups)
     scale = _scale(temperature, given.z)
-    there, back = engine.contrast_both(given.z, groups, given.keys, key_groups, scale, label_smoothing)
+    there, back = engine.contrast_both(*given[:4], scale, label_smoothing)
     return (reduced(there[0], there[1] > 0, reduction) + reduced(back[0], back[1] > 0, reduction)) / 2
 
 
@@ -180,6 +190,9 @@ def cross_entropy(z: Tensor, groups: Tensor, weight: Tensor, *, label_smoothing:
     >>> round(float(cross_entropy(z, torch.tensor([0, 1]), w)), 4)
     0.7437
     """
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or (z.ndim == 2 and weight.shape[1] != z.shape[1]):
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise UserError(f"weight must be (classes, d) with the d of z, {tuple(z.shape)}; got {got}")
     classes = torch.arange(len(weight), device=weight.device)
     return info_nce(z, groups, weight, classes, temperature=temperature, similarity="dot",
                     label_smoothing=label_smoothing, reduction=reduction)  # fmt: skip
@@ -204,11 +217,11 @@ def sigmoid(
     0.6932
     """
     check_temperature(temperature)
+    check_number(bias, "bias")
     if reduction not in ("mean", "sum"):
         raise UserError(f"reduction {reduction!r}: sigmoid takes 'mean' or 'sum'")
     given = rows(z, groups, keys, key_groups)
-    b = torch.as_tensor(bias, dtype=given.z.dtype, device=z.device)
-    value = engine.pair_logistic(*given, _scale(temperature, given.z), b)
+    value = engine.pair_logistic(*given, _scale(temperature, given.z), scalar(bias, given.z))
     counted = torch.tensor(float(len(z)), dtype=value.dtype, device=z.device)
     both = dist.total(torch.stack([value, counted]))
     return both[0] if reduction == "sum" else both[0] / both[1].clamp(min=1)
@@ -232,21 +245,28 @@ def _without_false_negatives(
     return reduced(by_panels(value, given, _scale(temperature, given.z)), positives > 0, reduction)
 
 
-def _exclusions(z: Tensor, exclude: Tensor, keys: Tensor | None, key_exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+def _exclusions(mine: Mine, exclude: Tensor, key_exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """The further ids of my anchors and of all candidates."""
-    for name, ids, like in (("exclude", exclude, z), ("key_exclude", key_exclude, keys)):
-        if like is not None and (said := wrong_ids(name, ids, like)):
-            raise UserError(said)
-    if keys is None:
-        return exclude, dist.gather(exclude)
-    return exclude, key_exclude if dist.same_everywhere(keys) else dist.gather(key_exclude)
+    if mine.keys is None:
+        return exclude.long(), dist.gather(exclude.long())
+    return exclude.long(), key_exclude.long() if mine.shared else dist.gather(key_exclude.long())
 
 
-def _refuse_both(smoothing: float, exclude: Tensor | None, keys: Tensor | None, key_exclude: Tensor | None) -> None:
+def _wrong_exclusions(
+    z: Tensor, smoothing: float, exclude: Tensor | None, keys: Tensor | None, key_exclude: Tensor | None,
+    above: float | None,
+) -> str | None:  # fmt: skip
+    """What is wrong with the further ids, or None."""
+    if above is not None and (isinstance(above, bool) or not isinstance(above, int | float) or math.isnan(above)):
+        return f"exclude_above must be a similarity, got {above!r}"
     if smoothing:
-        raise UserError("label_smoothing and the exclusion of negatives do not go together: give one of them")
-    if exclude is not None and (keys is None) != (key_exclude is None):
-        raise UserError("exclude needs key_exclude where there are keys, and only there")
+        return "label_smoothing and the exclusion of negatives do not go together: give one of them"
+    if exclude is None and key_exclude is None:
+        return None
+    if exclude is None or (keys is None) != (key_exclude is None):
+        return "exclude needs key_exclude where there are keys, and only there"
+    said = wrong_embeddings("z", z) or wrong_ids("exclude", exclude, z)
+    return said if said or keys is None else wrong_embeddings("keys", keys) or wrong_ids("key_exclude", key_exclude, keys, "keys")
 
 
 def _unit(similarity: str) -> bool:
