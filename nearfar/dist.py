@@ -110,7 +110,8 @@ def ring(block: Tensor, rows: list[int], carried: Tensor | None = None) -> Itera
 
 def _padded(x: Tensor, rows: int) -> Tensor:
     x = x.detach()
-    return torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])]) if len(x) < rows else x.clone()
+    x = torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])]) if len(x) < rows else x
+    return x.clone(memory_format=torch.contiguous_format)  # what is sent and received has no strides of its own
 
 
 def _shift(x: Tensor) -> Tensor:
@@ -131,9 +132,15 @@ def same_everywhere(*tensors: Tensor) -> bool:
     for t in tensors:
         flat = t.detach().contiguous().view(len(t), math.prod(t.shape[1:]))  # (B, …) -> (B, values a row)
         if flat.is_floating_point():
-            flat = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-        sums = flat.sum(1, dtype=torch.int64)  # (B,), whole numbers: in any order the same
-        place = torch.arange(1, len(t) + 1, device=t.device)
-        said += [len(t), int(sums.sum()), int((sums * place).sum())]
+            flat = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+        column = _scattered(flat.shape[1], t.device)  # rows that hold the same values at other places differ
+        sums = torch.cat([(part.long() * column).sum(1) for part in flat.split(8192)])  # (B,), exact in any order
+        said += [len(t), int(sums.sum()), int((sums * _scattered(len(t), t.device)).sum())]
     first, *others = exchange(said, tensors[0].device)
     return all(o == first for o in others)
+
+
+def _scattered(n: int, device: torch.device) -> Tensor:
+    """A whole number for each place, unlike its neighbours': a multiplicative hash, its high bits folded down. (n,)"""
+    place = torch.arange(1, n + 1, device=device) * 0x9E3779B97F4A7C1  # wraps around, the same everywhere
+    return (place ^ (place >> 29)) * 0x2545F4914F6CDD1D

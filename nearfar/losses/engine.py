@@ -8,6 +8,8 @@ others: a logit is the scale times a product, so ``scale · d/dscale = ⟨d/dq, 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -209,12 +211,25 @@ class _Pairs(torch.autograd.Function):
         return *(None if x is None else x * g for x in ctx.saved_tensors), None, None
 
 
+def eager(fn: Callable) -> Callable:
+    """Left as it is by ``torch.compile``, whose graphs know no ``q is k`` and no tiles; what is around is compiled."""
+
+    @functools.wraps(fn)
+    def call(*args):
+        # as a decorator torch.compiler.disable would import all of the compiler, for seconds
+        return torch.compiler.disable(fn)(*args) if torch.compiler.is_compiling() else fn(*args)
+
+    return call
+
+
+@eager
 def contrast_self(z: Tensor, groups: Tensor, scale: Tensor, unit: bool, smoothing: float) -> tuple[Tensor, Tensor]:
     """Each row's loss against all others of one process, and how many positives it has. (N,), (N,)"""
     t = tally(groups, groups, 0)
     return _Self.apply(z, scale, t, unit, smoothing), t.positives
 
 
+@eager
 def contrast(
     q: Tensor, groups: Tensor, k: Tensor, key_groups: Tensor, first: int | None, scale: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -223,6 +238,7 @@ def contrast(
     return _Keys.apply(q, k, scale, t, None, first, smoothing)[0], t.positives
 
 
+@eager
 def contrast_both(
     q: Tensor, groups: Tensor, k: Tensor, key_groups: Tensor, scale: Tensor, smoothing: float
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:  # fmt: skip
@@ -232,6 +248,7 @@ def contrast_both(
     return (a, there.positives), (b, back.positives)
 
 
+@eager
 def pair_logistic(
     q: Tensor, groups: Tensor, k: Tensor, key_groups: Tensor, first: int | None, scale: Tensor, bias: Tensor
 ) -> Tensor:  # fmt: skip

@@ -13,7 +13,7 @@ from nearfar import dist
 from nearfar.errors import UserError
 from nearfar.losses.engine import tally
 from nearfar.losses.panels import Panel, by_panels, masked_lse, masked_mean
-from nearfar.losses.rows import Rows, check_reduction, check_temperature, reduced, rows
+from nearfar.losses.rows import Rows, check_reduction, check_setting, check_temperature, reduced, rows
 from nearfar.losses.softmax import _scale
 
 
@@ -117,16 +117,16 @@ def dclw(
     -1.3069
     """
     check_temperature(temperature)
-    check_temperature(sigma, "sigma")
+    check_setting(sigma, "sigma")
     given = rows(z, groups, keys, key_groups)
-    with torch.no_grad():  # the log of the mean over positive pairs; cosines are at most 1, so 1/σ is a safe shift
-        sums = by_panels(lambda p: torch.where(p.positive, ((p.s - 1) / sigma).exp(), 0).sum(1), given)
-        pairs = tally(given.groups, given.key_groups, given.first).positives.sum()
-        all_sums = dist.total(torch.stack([sums.double().sum(), pairs.double()]))
-        log_mean = torch.where(all_sums[1] > 0, (all_sums[0] / all_sums[1]).log(), 0)
+    with torch.no_grad():  # the log of the mean over positive pairs
+        logs = by_panels(lambda p: masked_lse(p.s / sigma, p.positive), given)  # (n,)
+        logs = dist.gather(logs.double().logsumexp(0, keepdim=True), [1] * dist.world())  # (P,)
+        pairs = dist.total(tally(given.groups, given.key_groups, given.first).positives.sum())
+        log_mean = torch.where(pairs > 0, logs.logsumexp(0) - pairs.double().log(), 0)
 
     def weighted(p: Panel, scale: Tensor) -> Tensor:
-        weight = 2 - ((p.s.detach() - 1) / sigma - log_mean).exp().to(p.s.dtype)
+        weight = 2 - (p.s.detach() / sigma - log_mean).clamp(max=60).exp().to(p.s.dtype)
         s = p.s * scale
         return masked_lse(s, p.negative) - masked_mean(weight * s, p.positive)
 

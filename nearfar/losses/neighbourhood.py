@@ -8,9 +8,9 @@ from torch import Tensor
 
 from nearfar import dist
 from nearfar.errors import UserError, nearest
-from nearfar.losses.pairs import FLOOR, beside, check_number, scalar
+from nearfar.losses.pairs import FLOOR, beside, check_unlearnt, scalar
 from nearfar.losses.panels import Panel, by_panels, masked_lse, masked_mean
-from nearfar.losses.rows import Rows, check_temperature, reduced, rows
+from nearfar.losses.rows import Rows, check_setting, check_temperature, reduced, rows
 
 _UNIT = {"squared": False, "euclidean": False, "cosine-distance": True}
 
@@ -41,11 +41,11 @@ def multi_similarity(
     >>> round(float(multi_similarity(z, torch.tensor([0, 0, 1]))), 4)
     0.9041
     """
-    check_temperature(alpha, "alpha")
-    check_temperature(beta, "beta")
-    check_number(base, "base")
+    check_setting(alpha, "alpha")
+    check_setting(beta, "beta")
+    check_unlearnt(base, "base")
     if epsilon is not None:
-        check_number(epsilon, "epsilon")
+        check_unlearnt(epsilon, "epsilon")
 
     def fn(p: Panel) -> Tensor:
         positive, negative = (p.positive, p.negative) if epsilon is None else _mined(p, epsilon)
@@ -91,8 +91,8 @@ def circle(
     >>> circle(z, torch.tensor([0, 0, 1]), scale=10.0, reduction="none")
     tensor([0.0446, 0.2902, 0.0000])
     """
-    check_number(margin, "margin")
-    check_temperature(scale, "scale")
+    check_unlearnt(margin, "margin")
+    check_setting(scale, "scale")
 
     def fn(p: Panel) -> Tensor:
         s = p.s.detach()
@@ -209,7 +209,7 @@ def lifted_structure(
     """
     if form not in _FORMS:
         raise UserError(f"unknown form {form!r}{nearest(form, _FORMS)}")
-    check_temperature(margin, "margin")
+    check_setting(margin, "margin")
     given = rows(z, groups, keys, key_groups, unit=False)
     return reduced(*_FORMS[form](given, margin).unbind(1), reduction)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from nearfar import dist
 from nearfar.errors import UserError, nearest
 from nearfar.losses.panels import Panel, by_panels, masked_lse, masked_mean
-from nearfar.losses.rows import check_temperature, reduced, rows, widened, wrong_embeddings
+from nearfar.losses.rows import check_setting, check_temperature, reduced, rows, widened, wrong_embeddings
 
 FLOOR = -1e30  # stands for the logarithm of nothing: finite, so that no gradient is NaN
 _UNIT = {"euclidean": False, "cosine-distance": True}
@@ -45,7 +45,7 @@ def margin_contrastive(
     """
     if metric not in _UNIT:
         raise UserError(f"unknown metric {metric!r}{nearest(metric, _UNIT)}")
-    check_temperature(margin, "margin")
+    check_setting(margin, "margin")
 
     def fn(p: Panel) -> Tensor:
         near = masked_mean(0.5 * p.s.square(), p.positive)  # (b,)
@@ -84,7 +84,7 @@ def logistic(
     """
     check_temperature(temperature)
     check_number(bias, "bias")
-    check_temperature(positive_weight, "positive_weight")
+    check_setting(positive_weight, "positive_weight")
 
     def fn(p: Panel, temperature: Tensor, bias: Tensor) -> Tensor:
         logits = p.s / temperature + bias  # (b, M)
@@ -168,8 +168,8 @@ def alignment_uniformity(
     >>> round(float(alignment_uniformity(z, torch.tensor([0, 1, 0, 1]))), 4)
     -4.0
     """
-    check_temperature(alpha, "alpha")
-    check_temperature(t, "t")
+    check_setting(alpha, "alpha")
+    check_setting(t, "t")
     check_temperature(weight, "weight")
     given = rows(z, groups, keys, key_groups)
     both = by_panels(lambda p: torch.cat([_near(p, alpha), _far(p, t)], 1), given, metric="squared", width=6)  # (n, 4)
@@ -195,7 +195,7 @@ def alignment(
     >>> float(alignment(torch.eye(2), torch.tensor([0, 0])))
     2.0
     """
-    check_temperature(alpha, "alpha")
+    check_setting(alpha, "alpha")
     given = rows(z, groups, keys, key_groups)
     return _mean_over_pairs(by_panels(lambda p: _near(p, alpha), given, metric="squared", width=4))
 
@@ -222,7 +222,7 @@ def uniformity(
     >>> round(float(uniformity(torch.eye(2), torch.tensor([0, 1]))), 4)
     -4.0
     """
-    check_temperature(t, "t")
+    check_setting(t, "t")
     given = rows(z, groups, keys, key_groups)
     return _log_mean_over_pairs(by_panels(lambda p: _far(p, t), given, metric="squared", width=4))
 
@@ -259,7 +259,7 @@ def beside(values: Tensor, counted: Tensor) -> Tensor:
 
 def scalar(value: float | Tensor, like: Tensor) -> Tensor:
     """A number, or a tensor of one value that may learn, as a tensor ()."""
-    return value.reshape(()) if isinstance(value, Tensor) else like.new_tensor(value)
+    return value.to(like.device, like.dtype).reshape(()) if isinstance(value, Tensor) else like.new_tensor(value)
 
 
 def check_number(value: float | Tensor, name: str) -> None:
@@ -272,3 +272,10 @@ def check_number(value: float | Tensor, name: str) -> None:
         value = float(value.detach())
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_unlearnt(value: float | Tensor, name: str) -> None:
+    """Any finite number that stays as it is: no gradient would reach it."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise UserError(f"{name} is a setting and is not learnt: give a number, got a tensor that requires grad")
+    check_number(value, name)

@@ -112,8 +112,23 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0).sum(1) / mask.sum(1).clamp(min=1)
 
 
+class _Dot(torch.autograd.Function):
+    """q kᵀ, whose gradient too is taken in full precision where ``backward`` is called under autocast."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k)
+        return q @ k.T
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        q, k = ctx.saved_tensors
+        with torch.autocast(q.device.type, enabled=False):
+            return g @ k if ctx.needs_input_grad[0] else None, g.T @ q if ctx.needs_input_grad[1] else None
+
+
 def _dot(q: Tensor, k: Tensor) -> Tensor:
-    return q @ k.T
+    return _Dot.apply(q, k)
 
 
 def _squared(q: Tensor, k: Tensor) -> Tensor:
@@ -130,7 +145,7 @@ def _euclidean(q: Tensor, k: Tensor) -> Tensor:
 
 
 _METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "dot": _dot, "cosine-distance": lambda q, k: 1 - q @ k.T, "euclidean": _euclidean, "squared": _squared,
+    "dot": _dot, "cosine-distance": lambda q, k: 1 - _dot(q, k), "euclidean": _euclidean, "squared": _squared,
 }  # fmt: skip
 
 

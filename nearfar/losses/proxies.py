@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from nearfar import dist
 from nearfar.errors import UserError
+from nearfar.losses.pairs import scalar
 from nearfar.losses.panels import Panel, by_panels, masked_lse
 from nearfar.losses.rows import (
     Rows,
     _wrong,
     agree,
     check_reduction,
+    check_setting,
     check_temperature,
     reduced,
     widened,
@@ -31,7 +33,7 @@ from nearfar.losses.rows import (
 
 
 def proxy_nca(
-    z: Tensor, groups: Tensor, proxies: Tensor, *, temperature: float = 1.0, all_proxies: bool = False,
+    z: Tensor, groups: Tensor, proxies: Tensor, *, temperature: float | Tensor = 1.0, all_proxies: bool = False,
     reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Proxy-NCA: each row nearer to its class's proxy than to the others', by squared distance.
@@ -45,7 +47,7 @@ def proxy_nca(
 
     Args:
         z: (n, d) embeddings. groups: (n,) class numbers. proxies: (C, d).
-        temperature: T > 0. all_proxies: the sum below is over all proxies.
+        temperature: T > 0; a tensor gets its gradient. all_proxies: the sum below is over all proxies.
         reduction: ``"mean"`` over all processes' rows, ``"sum"``, or ``"none"`` (n,).
 
     With one class and ``all_proxies`` off there is nothing to be far from: the loss is 0. Raises ``UserError``.
@@ -62,7 +64,7 @@ def proxy_nca(
 
 
 def normalized_softmax(
-    z: Tensor, groups: Tensor, proxies: Tensor, *, temperature: float = 0.05, reduction: str = "mean"
+    z: Tensor, groups: Tensor, proxies: Tensor, *, temperature: float | Tensor = 0.05, reduction: str = "mean"
 ) -> Tensor:  # fmt: skip
     r"""Normalised softmax: cross-entropy on cosines with the classes' proxies, without a bias.
 
@@ -71,7 +73,8 @@ def normalized_softmax(
     Zhai & Wu 2019 (arXiv:1811.12649), τ = 0.05; InfoNCE with the proxies as the keys.
 
     Args:
-        z: (n, d) embeddings. groups: (n,) class numbers. proxies: (C, d). temperature: τ > 0.
+        z: (n, d) embeddings. groups: (n,) class numbers. proxies: (C, d).
+        temperature: τ > 0; a tensor gets its gradient.
         reduction: ``"mean"`` over all processes' rows, ``"sum"``, or ``"none"`` (n,).
 
     Raises ``UserError``.
@@ -163,7 +166,7 @@ def proxy_anchor(
     >>> round(float(proxy_anchor(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), alpha=1.0, margin=0.0)), 4)
     1.0064
     """
-    check_temperature(alpha, "alpha")
+    check_setting(alpha, "alpha")
     _check_margin(margin, -2, 2, "a cosine")
     check_reduction(reduction)
     z, groups, proxies = _checked(z, groups, proxies)
@@ -268,7 +271,7 @@ class ProxyAnchor(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        check_temperature(alpha, "alpha")
+        check_setting(alpha, "alpha")
         _check_margin(margin, -2, 2, "a cosine")
         self.alpha, self.margin = alpha, margin
         self.proxies = _drawn(classes, features, generator)
@@ -281,8 +284,9 @@ _RADIANS = "radians; 28.6 degrees are 0.5"
 
 
 def _excess(
-    z: Tensor, groups: Tensor, proxies: Tensor, own: Callable[[Tensor, Tensor], Tensor], scale: float, reduction: str
-) -> Tensor:
+    z: Tensor, groups: Tensor, proxies: Tensor, own: Callable[[Tensor, Tensor], Tensor], scale: float | Tensor,
+    reduction: str,
+) -> Tensor:  # fmt: skip
     """log Σ_{c≠y} exp(s(cos θ_c - ψ(θ_y))): by how much the other classes lead; -inf where there are none. (n,)
 
     own: ψ, from unit rows and their own proxies, (n, d) each, to (n,).
@@ -293,10 +297,10 @@ def _excess(
         own_value = own(z, proxies[groups])  # (n,)
     given = Rows(z, groups, proxies, torch.arange(len(proxies), device=z.device), None)
 
-    def fn(panel: Panel, own_value: Tensor) -> Tensor:
+    def fn(panel: Panel, own_value: Tensor, scale: Tensor) -> Tensor:
         return masked_lse((panel.s - own_value[panel.rows, None]) * scale, panel.negative)
 
-    return by_panels(fn, given, own_value, width=4)
+    return by_panels(fn, given, own_value, scalar(scale, z), width=4)
 
 
 def _log1p_exp(x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ def wanted(mine: Mine) -> list[int] | None:
     return counts if sum(counts) * local.shape[1] * local.element_size() > ABOVE else None
 
 
+@engine.eager
 def contrast(mine: Mine, counts: list[int], scale: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Each of my anchors' loss against everybody's candidates, and how many positives it has. (n,), (n,)"""
     own = mine.keys is None

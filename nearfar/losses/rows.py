@@ -62,10 +62,13 @@ def checked(
         error = _wrong("keys", keys, "key_groups", key_groups)
         if error is None and keys.shape[1] != z.shape[1]:
             error = f"keys are {tuple(keys.shape)} and z is {tuple(z.shape)}: give both the same width"
-    agree(error, z)
-    z = widened(z, unit)
+        elif error is None and keys.device != z.device:
+            error = f"keys are on {keys.device} and z on {z.device}: move one of them"
+    agree(error, z, () if error else _kind(z, keys))
+    z, groups = widened(z, unit), groups.long().contiguous()
     if keys is None:
         return Mine(z, groups, None, None, False)
+    key_groups = key_groups.long().contiguous()
     shared = dist.same_everywhere(keys, key_groups)
     keys = widened(keys, unit)
     if keys.dtype != z.dtype:  # one of them is float64
@@ -134,15 +137,32 @@ def wrong_embeddings(name: str, x: Tensor) -> str | None:
     return None
 
 
-def agree(error: str | None, like: Tensor) -> None:
-    """Raise where any process has an error, on all of them, so that none waits for another for ever."""
+def agree(error: str | None, like: Tensor, kind: tuple[int, bool, bool] | tuple[()] = ()) -> None:
+    """Raise where any process has an error, on all of them, so that none waits for another for ever.
+
+    This is for what may differ between processes, the rows. Settings (a temperature, a reduction) are code, the same
+    on all of them, and checked before anything is sent. ``kind`` is (width, is float64, has keys), which must agree.
+    """
     if dist.world() > 1:
         device = like.device if isinstance(like, Tensor) else torch.device("cpu")
-        bad = [r for r, (flag,) in enumerate(dist.exchange([error is not None], device)) if flag]
+        said = dist.exchange([error is not None, *(kind or (0, 0, 0))], device)
+        bad = [r for r, (flag, *_) in enumerate(said) if flag]
         if bad and error is None:
             raise UserError(f"process {bad[0]} was given embeddings that cannot be used; its own message says why")
+        odd = [r for r, other in enumerate(said) if other != said[0]]
+        if odd and not bad:
+            raise UserError(f"process 0 was given {_described(*said[0])} and process {odd[0]} "
+                            f"{_described(*said[odd[0]])}: give all of them the same")  # fmt: skip
     if error is not None:
         raise UserError(error)
+
+
+def _kind(z: Tensor, keys: Tensor | None) -> tuple[int, bool, bool]:
+    return z.shape[1], torch.float64 in (z.dtype, None if keys is None else keys.dtype), keys is not None
+
+
+def _described(_: int, width: int, double: int, keyed: int) -> str:
+    return f"rows of {width} in {'float64' if double else 'float32'} {'with' if keyed else 'without'} keys"
 
 
 def check_temperature(temperature: float | Tensor, name: str = "temperature") -> None:
@@ -157,6 +177,13 @@ def check_temperature(temperature: float | Tensor, name: str = "temperature") ->
         raise UserError(f"{name} must be a number above 0, got {value!r}")
 
 
+def check_setting(value: float | Tensor, name: str) -> None:
+    """A number above 0 that stays as it is: no gradient would reach it."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise UserError(f"{name} is a setting and is not learnt: give a number, got a tensor that requires grad")
+    check_temperature(value, name)
+
+
 def check_reduction(reduction: str) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise UserError(f"reduction {reduction!r}: give 'mean', 'sum' or 'none'")
@@ -166,8 +193,9 @@ def reduced(values: Tensor, counted: Tensor, reduction: str) -> Tensor:
     """Anchors' values to the batch's loss. values (n,), counted (n,) bool or weights
 
     ``mean`` is over the counted anchors of all processes, ``sum`` over all of theirs; both give the same number
-    on every process. ``none`` gives this process's own anchors (n,), 0 where they do not count. Where no anchor
-    counts the mean is 0, with a gradient of 0.
+    on every process. ``none`` gives this process's own anchors (n,), 0 where they do not count: there a process's
+    loss is of its own anchors, and DDP's mean is over the processes' losses. Where no anchor counts the mean is 0,
+    with a gradient of 0.
     """
     check_reduction(reduction)
     weight = counted.to(values.dtype)

@@ -76,7 +76,8 @@ def info_nce(
         return _without_false_negatives(gathered(mine), temperature, ids, exclude_above, reduction)
     if keys is None and dist.world() == 1:  # normalised inside, with half of the products
         given = rows(z, groups, unit=False)
-        values, positives = engine.contrast_self(given.z, given.groups, _scale(temperature, given.z), unit, label_smoothing)
+        scale = _scale(temperature, given.z)
+        values, positives = engine.contrast_self(given.z, given.groups, scale, unit, label_smoothing)
     else:
         mine = checked(z, groups, keys, key_groups, unit=unit)
         scale = _scale(temperature, mine.z)
@@ -167,6 +168,9 @@ def clip(
                          reduction=reduction)  # fmt: skip
         back = info_nce(keys, key_groups, z, groups, temperature=temperature, label_smoothing=label_smoothing,
                         reduction=reduction)  # fmt: skip
+        if reduction == "sum":  # anchors that all processes have are summed on each of them
+            there = there / dist.world() if dist.same_everywhere(z, groups) else there
+            back = back / dist.world() if dist.same_everywhere(keys, key_groups) else back
         return (there + back) / 2
     given = rows(z, groups, keys, key_groups)
     scale = _scale(temperature, given.z)
@@ -266,7 +270,9 @@ def _wrong_exclusions(
     if exclude is None or (keys is None) != (key_exclude is None):
         return "exclude needs key_exclude where there are keys, and only there"
     said = wrong_embeddings("z", z) or wrong_ids("exclude", exclude, z)
-    return said if said or keys is None else wrong_embeddings("keys", keys) or wrong_ids("key_exclude", key_exclude, keys, "keys")
+    if said or keys is None:
+        return said
+    return wrong_embeddings("keys", keys) or wrong_ids("key_exclude", key_exclude, keys, "keys")
 
 
 def _unit(similarity: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+COARSE = 1e4  # logits beyond it are known to less than 0.001 in float32: a probability could come out above 1
 BOUND = 40.0  # exp(±40) and a sum of many of them are far from float32's ends, as is their product with exp(40)
 _LOW = -1e30  # stands for -inf: its exponential is 0, and it takes part in sums and differences
 
@@ -124,17 +125,17 @@ def self_lse(u: Tensor, scale: float) -> Tensor:
 def self_grad(u: Tensor, scale: float, lse: Tensor, g: Tensor) -> Tensor:
     """Gradient of Σ_i g_i lse_i with respect to u. (N, d), (N,), (N,) -> (N, d)"""
     size = side(u.device, len(u))
-    buffers, bounded = Buffers(u, size), reach(scale, u, u) <= BOUND
-    out = torch.zeros_like(u)
-    weight = _weights(lse, g).to(u.dtype) if bounded else g
-    lse = lse.to(u.dtype)
+    buffers, most = Buffers(u, size), reach(scale, u, u)
+    bounded, out = most <= BOUND, torch.zeros_like(u)
+    given = _Side(lse, g, most, u.dtype)
+    weight = given.weight
     for rows, columns, tile in half(u, scale, buffers, size):
         other = buffers(1, *tile.shape)
         if bounded:
             tile.exp_().mul_(torch.add(weight[rows, None], weight[None, columns], out=other))
         else:
-            torch.sub(tile, lse[rows, None], out=other).exp_().mul_(weight[rows, None])
-            tile.sub_(lse[None, columns]).exp_().mul_(weight[None, columns]).add_(other)
+            given.apply(tile, rows, 1, other)
+            tile = given.apply(tile, columns, 0, tile).add_(other)
         if rows == columns:
             tile.fill_diagonal_(0.0)
             out[rows].addmm_(tile, u[rows])
@@ -175,11 +176,12 @@ def grad(
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of Σ_i g_i lse_i + Σ_j h_j lse'_j, given ``(lse, g)`` and ``(lse', h)``. -> (N, d), (M, d)"""
     size = side(q.device, max(len(q), len(k)))
-    buffers, bounded = Buffers(q, size), reach(scale, q, k) <= BOUND
+    buffers, most = Buffers(q, size), reach(scale, q, k)
+    bounded = most <= BOUND
     dq = torch.zeros_like(q) if wanted[0] else None
     dk = torch.zeros_like(k) if wanted[1] else None
-    a = None if by_row is None else _Side(*by_row, bounded, q.dtype)
-    b = None if by_column is None else _Side(*by_column, bounded, q.dtype)
+    a = None if by_row is None else _Side(*by_row, most, q.dtype)
+    b = None if by_column is None else _Side(*by_column, most, q.dtype)
     for rows, columns, tile in full(q, k, scale, buffers, size):
         other = buffers(1, *tile.shape)
         if bounded:
@@ -204,13 +206,15 @@ def grad(
 class _Side:
     """What one direction's gradient needs: its log-sums and the weights of its rows."""
 
-    def __init__(self, lse: Tensor, g: Tensor, bounded: bool, dtype: torch.dtype) -> None:
+    def __init__(self, lse: Tensor, g: Tensor, most: float, dtype: torch.dtype) -> None:
+        bounded, self.coarse = most <= BOUND, most > COARSE
         self.lse = lse.to(dtype)
         self.weight = _weights(lse, g).to(dtype) if bounded else g.to(dtype)
 
     def apply(self, tile: Tensor, where: slice, dim: int, out: Tensor) -> Tensor:
         """weight · exp(tile - lse), the softmax's probabilities times the weights."""
-        return torch.sub(tile, self.lse[where].unsqueeze(dim), out=out).exp_().mul_(self.weight[where].unsqueeze(dim))
+        p = torch.sub(tile, self.lse[where].unsqueeze(dim), out=out)
+        return (p.clamp_(max=0) if self.coarse else p).exp_().mul_(self.weight[where].unsqueeze(dim))
 
 
 def _weights(lse: Tensor, g: Tensor) -> Tensor:
@@ -242,14 +246,14 @@ def softplus_sums(
         twice = 2 if mirrored and rows != columns else 1
         if bounded:
             tile.exp_()
-            value += twice * torch.log1p(tile, out=other).sum()
+            value += twice * torch.log1p(tile, out=other).sum(dtype=torch.float64)
             tile.div_(torch.add(tile, 1, out=other))
         else:
-            value += twice * torch.nn.functional.softplus(tile).sum()
+            value += twice * torch.nn.functional.softplus(tile, threshold=40).sum(dtype=torch.float64)
             tile.sigmoid_()
         if not wanted:
             continue
-        slope += twice * tile.sum()
+        slope += twice * tile.sum(dtype=torch.float64)
         dq[rows].addmm_(tile, k[columns])
         if not mirrored:
             dk[columns].addmm_(tile.T, q[rows])

@@ -71,7 +71,7 @@ def triplet(
     drawn = mining == "distance-weighted"
     given = rows(z, groups, keys, key_groups, unit=unit or drawn or metric == "cosine-distance")
     if not len(given.keys):  # nobody brought a row
-        return reduced(given.z.sum(1), torch.zeros_like(given.groups), reduction)
+        return reduced(given.z.sum(1) + given.keys.sum(), torch.zeros_like(given.groups), reduction)
     fn = _MINING[mining]
     if drawn:
         fn = partial(fn, uniform=_uniform(given, generator), features=z.shape[1], euclidean=_EUCLIDEAN[metric])
