@@ -134,7 +134,8 @@ def same_everywhere(*tensors: Tensor) -> bool:
         if flat.is_floating_point():
             flat = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
         column = _scattered(flat.shape[1], t.device)  # rows that hold the same values at other places differ
-        sums = torch.cat([(part.long() * column).sum(1) for part in flat.split(8192)])  # (B,), exact in any order
+        few = max(1, 2**17 // max(1, flat.shape[1]))  # rows at a time, in a CPU's caches
+        sums = torch.cat([(part.long() * column).sum(1) for part in flat.split(few)])  # (B,), exact in any order
         said += [len(t), int(sums.sum()), int((sums * _scattered(len(t), t.device)).sum())]
     first, *others = exchange(said, tensors[0].device)
     return all(o == first for o in others)

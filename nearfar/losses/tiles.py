@@ -24,8 +24,24 @@ def side(device: torch.device, longest: int) -> int:
     return max(1, min(most, longest))
 
 
-def reach(scale: float, q: Tensor, k: Tensor) -> float:
+class Unit:
+    """Rows brought to length one as they are used, never all at once: ``u[a:b]`` is ``z[a:b] * inverse[a:b]``."""
+
+    def __init__(self, z: Tensor, inverse: Tensor) -> None:
+        self.z, self.inverse = z, inverse  # (N, d), (N, 1)
+        self.shape, self.dtype, self.device = z.shape, z.dtype, z.device
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.z[rows] * self.inverse[rows]
+
+
+def reach(scale: float, q: Tensor | Unit, k: Tensor | Unit) -> float:
     """A bound on the size of any logit: scale · max‖q‖ · max‖k‖."""
+    if isinstance(q, Unit):
+        return scale
     if not len(q) or not len(k):
         return 0.0
     longest = q.norm(dim=1).max() * (1.0 if k is q else k.norm(dim=1).max())
@@ -45,17 +61,21 @@ class Buffers:
         return self._held[which][: rows * columns].view(rows, columns)
 
 
-def half(u: Tensor, scale: float, buffers: Buffers, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The tiles on and above the diagonal of ``scale · u uᵀ``: rows, columns, logits. (N, d)"""
+def half(
+    u: Tensor | Unit, scale: float, buffers: Buffers, size: int
+) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+    """The tiles on and above the diagonal of ``scale · u uᵀ``: rows, columns, logits, and the rows of u for both."""
     n = len(u)
     for i in range(0, n, size):
         rows = slice(i, min(i + size, n))
-        scaled = u[rows] * scale
+        a = u[rows]
+        scaled = a * scale
         for j in range(i, n, size):
             columns = slice(j, min(j + size, n))
+            b = a if j == i else u[columns]
             tile = buffers(0, rows.stop - i, columns.stop - j)
-            torch.mm(scaled, u[columns].T, out=tile)
-            yield rows, columns, tile
+            torch.mm(scaled, b.T, out=tile)
+            yield rows, columns, tile, a, b
 
 
 def full(q: Tensor, k: Tensor, scale: float, buffers: Buffers, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -105,12 +125,12 @@ class LogSums:
         return logs if self.most is None else logs + self.most
 
 
-def self_lse(u: Tensor, scale: float) -> Tensor:
+def self_lse(u: Tensor | Unit, scale: float) -> Tensor:
     """log Σ_{j≠i} exp(scale u_i·u_j), half of the products computed. (N, d) -> (N,) float64"""
     size = side(u.device, len(u))
     buffers, bounded = Buffers(u, size), reach(scale, u, u) <= BOUND
     sums = LogSums(len(u), u, bounded)
-    for rows, columns, tile in half(u, scale, buffers, size):
+    for rows, columns, tile, _, _ in half(u, scale, buffers, size):
         if bounded:
             tile.exp_()
         spare = buffers(1, *tile.shape)
@@ -122,14 +142,14 @@ def self_lse(u: Tensor, scale: float) -> Tensor:
     return sums.value()
 
 
-def self_grad(u: Tensor, scale: float, lse: Tensor, g: Tensor) -> Tensor:
+def self_grad(u: Tensor | Unit, scale: float, lse: Tensor, g: Tensor) -> Tensor:
     """Gradient of Σ_i g_i lse_i with respect to u. (N, d), (N,), (N,) -> (N, d)"""
     size = side(u.device, len(u))
     buffers, most = Buffers(u, size), reach(scale, u, u)
-    bounded, out = most <= BOUND, torch.zeros_like(u)
+    bounded, out = most <= BOUND, torch.zeros(u.shape, dtype=u.dtype, device=u.device)
     given = _Side(lse, g, most, u.dtype)
     weight = given.weight
-    for rows, columns, tile in half(u, scale, buffers, size):
+    for rows, columns, tile, a, b in half(u, scale, buffers, size):
         other = buffers(1, *tile.shape)
         if bounded:
             tile.exp_().mul_(torch.add(weight[rows, None], weight[None, columns], out=other))
@@ -138,10 +158,9 @@ def self_grad(u: Tensor, scale: float, lse: Tensor, g: Tensor) -> Tensor:
             tile = given.apply(tile, columns, 0, tile).add_(other)
         if rows == columns:
             tile.fill_diagonal_(0.0)
-            out[rows].addmm_(tile, u[rows])
         else:
-            out[rows].addmm_(tile, u[columns])
-            out[columns].addmm_(tile.T, u[rows])
+            out[columns].addmm_(tile.T, a)
+        out[rows].addmm_(tile, b)
     return out.mul_(scale)
 
 
@@ -239,21 +258,21 @@ def softplus_sums(
     dq = torch.zeros_like(q) if wanted else None
     dk = torch.zeros_like(k) if wanted and not mirrored else None
     tiles = half(q, scale, buffers, size) if mirrored else full(q, k, scale, buffers, size)
-    for rows, columns, tile in tiles:
+    for rows, columns, tile, *_ in tiles:
         other = buffers(1, *tile.shape)
         tile.add_(bias)
         blank(tile, rows, columns, first, _LOW)  # softplus and its slope are 0 there
         twice = 2 if mirrored and rows != columns else 1
         if bounded:
             tile.exp_()
-            value += twice * torch.log1p(tile, out=other).sum(dtype=torch.float64)
+            value += twice * torch.log1p(tile, out=other).sum()
             tile.div_(torch.add(tile, 1, out=other))
         else:
-            value += twice * torch.nn.functional.softplus(tile, threshold=40).sum(dtype=torch.float64)
+            value += twice * torch.nn.functional.softplus(tile, threshold=40).sum()
             tile.sigmoid_()
         if not wanted:
             continue
-        slope += twice * tile.sum(dtype=torch.float64)
+        slope += twice * tile.sum()
         dq[rows].addmm_(tile, k[columns])
         if not mirrored:
             dk[columns].addmm_(tile.T, q[rows])
