@@ -296,6 +296,32 @@ def test_compiled_it_gives_the_same(name, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize(("call", "passes"), [
+    (lambda a, b, g: losses.nt_xent(a, g), 4),
+    (lambda a, b, g: losses.info_nce(a, g, b, g), 8), (lambda a, b, g: losses.clip(a, g, b, g), 8),
+    (lambda a, b, g: losses.sigmoid(a, g, b, g), 6), (lambda a, b, g: losses.sigmoid(a, g), 3),
+])  # fmt: skip
+def test_the_work_is_what_the_page_says(call, passes, monkeypatch):
+    """Multiply-adds of the matrix products, times two, in units of N²·d; symmetric problems do half."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Products(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+                a, b = [x for x in args if isinstance(x, torch.Tensor)][-2:]
+                self.made += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+            return func(*args, **(kwargs or {}))
+
+    n, d, tiles_a_side = 256, 16, 16
+    monkeypatch.setattr(tiles, "side", lambda device, longest: n // tiles_a_side)
+    a, b = (torch.randn(n, d, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (1, 2))
+    with Products() as seen:
+        call(a, b, torch.arange(n) // 2).backward()
+    assert passes <= seen.made / (n * n * d) <= passes * (1 + 1 / tiles_a_side)  # the diagonal's tiles are whole
+
+
 # several processes
 def _said(call):
     try:

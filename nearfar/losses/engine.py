@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from nearfar.losses import tiles
 from nearfar.losses.rows import lengths
 
+Rows = Tensor | tiles.Unit
 _CHUNK = 8192  # rows whose group sums are looked up at a time
 
 
@@ -45,7 +46,7 @@ def tally(groups: Tensor, key_groups: Tensor, first: int | None) -> Tally:
     return Tally(anchors, keys, len(ids), positives)
 
 
-def group_sums(x: Tensor, groups: Tensor, kinds: int, weight: Tensor | None = None) -> Tensor:
+def group_sums(x: Rows, groups: Tensor, kinds: int, weight: Tensor | None = None) -> Tensor:
     """Σ of rows by group, a row of zeros last; in float64 where groups are large. (M, d) -> (K + 1, d)"""
     kind = torch.float64 if kinds * 16 <= len(x) else x.dtype
     out = torch.zeros(kinds + 1, x.shape[1], dtype=kind, device=x.device)
@@ -57,7 +58,7 @@ def group_sums(x: Tensor, groups: Tensor, kinds: int, weight: Tensor | None = No
     return out
 
 
-def pull(q: Tensor, k: Tensor, t: Tally, first: int | None) -> Tensor:
+def pull(q: Rows, k: Rows, t: Tally, first: int | None) -> Tensor:
     """Σ over an anchor's positives of q_i·k_p. -> (n,) float64"""
     sums = group_sums(k, t.keys, t.kinds)
     out = torch.empty(len(q), dtype=torch.float64, device=q.device)
@@ -71,7 +72,7 @@ def pull(q: Tensor, k: Tensor, t: Tally, first: int | None) -> Tensor:
 
 
 def push_gradients(
-    q: Tensor, k: Tensor, t: Tally, first: int | None, weight: Tensor, dq: Tensor | None, dk: Tensor | None
+    q: Rows, k: Rows, t: Tally, first: int | None, weight: Tensor, dq: Tensor | None, dk: Tensor | None
 ) -> None:
     """Add the gradients of Σ_i weight_i · pull_i, in place. Where ``dk`` is ``dq`` anchors are the candidates."""
     weight = weight.to(q.dtype)
@@ -89,7 +90,10 @@ def push_gradients(
         for at in range(0, len(k), _CHUNK):
             dk[at : at + _CHUNK] += sums[t.keys[at : at + _CHUNK]].to(k.dtype)
         if first is not None:
-            dk[first : first + len(q)].addcmul_(q, weight[:, None], value=-1)
+            mine = dk[first : first + len(q)]
+            for at in range(0, len(q), _CHUNK):
+                part = slice(at, at + _CHUNK)
+                mine[part].addcmul_(q[part], weight[part, None], value=-1)
 
 
 def everyone(n: int, m: int, first: int | None, device: torch.device) -> Tally:
@@ -108,33 +112,37 @@ def pulls(t: Tally, n: int, m: int, first: int | None, smoothing: float) -> list
     return out
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
+def inner(a: Rows, b: Rows) -> Tensor:
     """⟨a, b⟩ in float64, a few rows at a time."""
-    return sum((x.double() * y).sum() for x, y in zip(a.split(_CHUNK), b.split(_CHUNK)))
+    out = torch.zeros((), dtype=torch.float64, device=a.device)
+    for at in range(0, len(a), _CHUNK):
+        out += (a[at : at + _CHUNK].double() * b[at : at + _CHUNK]).sum()
+    return out
 
 
 class _Self(torch.autograd.Function):
-    """Rows against each other: (N, d) as given, normalised here, so that memory is three times the input's."""
+    """Rows against each other: (N, d) as given, normalised tile by tile, so that memory is twice the input's."""
 
     @staticmethod
     def forward(ctx, z: Tensor, scale: Tensor, t: Tally, unit: bool, smoothing: float) -> Tensor:
         inverse = 1 / lengths(z) if unit else None  # (N, 1)
-        u = z * inverse if unit else z
+        u = tiles.Unit(z, inverse) if unit else z
         factor = scale.item()
         with torch.autocast(z.device.type, enabled=False):
             lse = tiles.self_lse(u, factor)
             parts = pulls(t, len(u), len(u), 0, smoothing)
             value = lse - factor * sum(w * pull(u, u, s, 0) for s, w in parts)
-        ctx.save_for_backward(u, inverse, lse, scale)
+        ctx.save_for_backward(z, inverse, lse, scale)
         ctx.tally, ctx.smoothing = t, smoothing
         return value.to(z.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor):
-        u, inverse, lse, scale = ctx.saved_tensors
+        z, inverse, lse, scale = ctx.saved_tensors
+        u = z if inverse is None else tiles.Unit(z, inverse)
         factor = scale.item()
-        with torch.autocast(u.device.type, enabled=False):
+        with torch.autocast(z.device.type, enabled=False):
             du = tiles.self_grad(u, factor, lse, g)
             for tally, w in pulls(ctx.tally, len(u), len(u), 0, ctx.smoothing):
                 push_gradients(u, u, tally, 0, -factor * w * g.double(), du, du)
@@ -142,10 +150,11 @@ class _Self(torch.autograd.Function):
             if ctx.needs_input_grad[1]:  # every product appears in the gradients of both of its rows
                 dscale = (inner(du, u) / (2 * factor)).to(scale.dtype)
             if inverse is not None:
-                for part in range(0, len(u), _CHUNK):
-                    rows = slice(part, part + _CHUNK)
-                    radial = (du[rows] * u[rows]).sum(1, keepdim=True)
-                    du[rows].addcmul_(u[rows], radial, value=-1).mul_(inverse[rows])
+                for at in range(0, len(z), _CHUNK):
+                    part = slice(at, at + _CHUNK)
+                    rows = u[part]
+                    radial = (du[part] * rows).sum(1, keepdim=True)
+                    du[part].addcmul_(rows, radial, value=-1).mul_(inverse[part])
         return du, dscale, None, None, None
 
 
