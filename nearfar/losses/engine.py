@@ -263,4 +263,3 @@ def pair_logistic(
 ) -> Tensor:  # fmt: skip
     """Σ_ij -log σ(y_ij (scale q_i·k_j + bias)), y = ±1; ``q is k`` with ``first`` 0 does half of the work. ()"""
     return _Pairs.apply(q, k, scale, bias, tally(groups, key_groups, first), first)
-
