@@ -355,8 +355,8 @@ def _odd_processes():
     out["kind"] = _said(lambda: losses.nt_xent(z.double() if r else z, g))
     out["keys"] = _said(lambda: losses.info_nce(z, g, *(shared if r else ())))
     columns = torch.eye(4)[:2] if r == 0 else torch.eye(4)[2:]  # rows of the same values, at other places
-    out["same"] = [dist.same_everywhere(columns), *(dist.same_everywhere(t) for t in (
-        torch.zeros(0), torch.zeros(0, 3), torch.zeros(3, 0), torch.tensor([True]), torch.ones(2, 2).half()))]  # fmt: skip
+    alike = (torch.zeros(0), torch.zeros(0, 3), torch.zeros(3, 0), torch.tensor([True]), torch.ones(2, 2).half())
+    out["same"] = [dist.same_everywhere(t) for t in (columns, *alike)]
     out["gathered"] = [tuple(dist.gather(torch.zeros(n, *s)).shape) for n, s in ((0, ()), (0, (3,)), (r, (3,)))]
     return out
 
