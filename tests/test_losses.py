@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import all_steps, assert_processes_equal_one, spawn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nearfar import losses
 from nearfar.losses import engine, info_nce, nt_xent, panels, tiles
@@ -344,22 +345,21 @@ def test_cross_entropy_is_info_nce_against_every_class():
     torch.testing.assert_close(info_nce(z, target, words, torch.arange(300), temperature=0.1), want)
 
 
+class Largest(TorchDispatchMode):
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for t in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(t, torch.Tensor):
+                self.most = max(self.most, t.numel())
+        return made
+
+
 def test_memory_is_flat_in_the_number_of_pairs(monkeypatch):
     """No tensor of N×N is ever made: the largest is a tile or the input."""
     monkeypatch.setattr(panels, "VALUES", 2**17)
     monkeypatch.setattr(tiles, "side", lambda device, longest: 256)
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        most = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            made = func(*args, **(kwargs or {}))
-            for t in made if isinstance(made, tuple | list) else (made,):
-                if isinstance(t, torch.Tensor):
-                    self.most = max(self.most, t.numel())
-            return made
-
     n = 2000
     z = torch.randn(n, 16, requires_grad=True)
     for name, ours in EVERY.items():
@@ -489,6 +489,33 @@ def test_a_ring_equals_one_process(world):
             assert value == pytest.approx(one[name][0], rel=1e-10), name
             for a, b in zip(grads, one[name][1]):
                 assert torch.allclose(a, b, rtol=1e-9, atol=1e-11), name
+
+
+def _largest_round_a_ring():
+    """The largest tensor that a process makes, in values, with 3 × 400 candidates of 16."""
+    from nearfar.losses import ring
+
+    ring.ABOVE, tiles.side = -1, lambda device, longest: 64
+    z = torch.randn(400, 16, generator=torch.Generator().manual_seed(torch.distributed.get_rank()), requires_grad=True)
+    with Largest() as seen:
+        nt_xent(z, torch.arange(400) // 2 + 200 * torch.distributed.get_rank()).backward()
+    return seen.most
+
+
+def test_a_ring_holds_a_block_and_never_all():
+    assert max(spawn(3, _largest_round_a_ring)) <= 401 * 16 < 3 * 400 * 16  # a row of zeros beside the groups' sums
+
+
+def test_tiles_are_as_large_as_the_device_likes_and_never_larger_than_the_rows():
+    assert tiles.side(torch.device("cpu"), 10**6) == 1024  # two of them fit a core's caches
+    assert tiles.side(torch.device("cuda"), 10**6) == 4096
+    assert tiles.side(torch.device("cpu"), 7) == 7
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, torch.tensor])
+def test_a_temperature_may_be_any_number(kind):
+    want = nt_xent(EYE, IDS // 2, temperature=0.1).item()
+    assert nt_xent(EYE, IDS // 2, temperature=kind(0.1)).item() == pytest.approx(want)
 
 
 def _one_bad_process():

@@ -7,6 +7,7 @@ loss of the whole batch, whatever its part of it.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -315,5 +316,5 @@ def _check_factor(factor: Tensor, cov: Tensor, mean: Tensor) -> None:
 
 
 def _check_weight(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (value >= 0 and math.isfinite(value)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (value >= 0 and math.isfinite(value)):
         raise UserError(f"{name} must be a number of at least 0, got {value!r}")

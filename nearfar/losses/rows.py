@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -173,7 +174,7 @@ def check_temperature(temperature: float | Tensor, name: str = "temperature") ->
         if torch.compiler.is_compiling():
             return
     value = float(temperature.detach()) if isinstance(temperature, Tensor) else temperature
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (value > 0 and math.isfinite(value)):
         raise UserError(f"{name} must be a number above 0, got {value!r}")
 
 
