@@ -2,8 +2,8 @@
 
     python benchmarks/table.py runs/cifar-*
 
-Rows are grouped by the run's name up to its last `-`. The interval is Student's over seeds where there are at
-least three, else the one of the single run (over draws or test items).
+Rows are grouped by the run's name up to its last `-`. The interval is the wider of Student's over seeds (where there
+are at least three) and the single runs' own (over draws or test items).
 """
 
 import json
@@ -28,9 +28,9 @@ def main(folders: list[str]) -> None:
             for head in heads:
                 got = [r[embedding][head] for r in runs]
                 values = [c["value"] for c in got]
-                half = (got[0]["high"] - got[0]["low"]) / 2
+                half = np.mean([(c["high"] - c["low"]) / 2 for c in got])
                 if len(values) > 2:
-                    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+                    half = max(half, t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
                 cells.append(f"{np.mean(values):.3f} ±{half:.3f}")
             seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
             print(f"| {name}{seeds} | {embedding} | {' | '.join(cells)} |")
