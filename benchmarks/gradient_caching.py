@@ -9,13 +9,13 @@ function. Peak resident memory is counted over that of the imports. Writes a Mar
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 
 import torch
+from resident import peak
 from torch import Tensor, nn
 
 from nearfar.losses import nt_xent
@@ -46,7 +46,7 @@ def views(n: int):
 
 def one(n: int, chunk: int, repeats: int, plain: int) -> tuple[float, float, float]:
     """Peak MB over the imports, median seconds a step, and the gradient's norm."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     net, load, groups, took = encoder(), views(n), torch.arange(n // 2).repeat(2), []
     for _ in range(repeats):
         net.zero_grad()
@@ -57,8 +57,7 @@ def one(n: int, chunk: int, repeats: int, plain: int) -> tuple[float, float, flo
             z = in_chunks(net, load, chunk, rows=n)
         nt_xent(z, groups, temperature=0.1).backward()
         took.append(time.perf_counter() - start)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return peak, statistics.median(took), float(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
+    return peak() - before, statistics.median(took), float(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
 
 
 def apart(threads: int, *args: int) -> list[float]:
@@ -86,10 +85,10 @@ def main() -> None:
     for name, n in (("plain", 4096), ("in_chunks", 4096), ("in_chunks", 16384), ("in_chunks", 65536)):
         if n > args.largest:
             continue
-        peak, seconds, norm = apart(args.threads, n, args.chunk, 3 if n <= 4096 else 1, name == "plain")
+        most, seconds, norm = apart(args.threads, n, args.chunk, 3 if n <= 4096 else 1, name == "plain")
         plain = plain or seconds
         ratio = f"{seconds / plain:.2f}" if n == 4096 else ""
-        print(f"| {name} | {n:,} | {peak:,.0f} | {seconds:.1f} | {ratio} | {norm:.6f} |", flush=True)
+        print(f"| {name} | {n:,} | {most:,.0f} | {seconds:.1f} | {ratio} | {norm:.6f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,12 @@ What a peer cannot hold in the machine's memory is left out, with what it would 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 
-
-def rss() -> float:
-    """Largest resident memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+from resident import peak
 
 
 def plain_nt_xent(a, b):
@@ -127,7 +123,7 @@ def one(kind: str, who: str, pairs: int, width: int, repeats: int, device: str) 
     warm = [torch.randn(64, width, device=device, requires_grad=True) for _ in range(2)]
     loss(*warm).backward()  # code, threads and their buffers are there
     speed = rate()
-    before = rss()
+    before = peak()
     g = torch.Generator().manual_seed(0)
     a, b = (torch.randn(pairs, width, generator=g).to(device).requires_grad_() for _ in range(2))
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -143,7 +139,7 @@ def one(kind: str, who: str, pairs: int, width: int, repeats: int, device: str) 
         took.append(time.perf_counter() - start)
         value = out.item()
         del out
-    memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else rss() - before
+    memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak() - before
     print(json.dumps({"seconds": statistics.median(took), "memory": memory, "before": before, "rate": speed,
                       "loss": value, "runs": len(took)}))  # fmt: skip
 
