@@ -57,7 +57,8 @@ def one(n: int, chunk: int, repeats: int, plain: int) -> tuple[float, float, flo
             z = in_chunks(net, load, chunk, rows=n)
         nt_xent(z, groups, temperature=0.1).backward()
         took.append(time.perf_counter() - start)
-    return peak() - before, statistics.median(took), float(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
+    norm = torch.cat([p.grad.flatten() for p in net.parameters()]).norm()
+    return peak() - before, statistics.median(took), float(norm)
 
 
 def apart(threads: int, *args: int) -> list[float]:
