@@ -146,8 +146,8 @@ def one(kind: str, who: str, pairs: int, width: int, repeats: int, device: str) 
 
 def held(who: str, matrix: float, pairs: int, memory: float | None) -> str | None:
     """Why a peer is left out, or None."""
-    if memory is None:  # (positive pairs × negative pairs), three at once
-        need = 8.0 * (2 * pairs) * (2 * pairs) ** 2
+    if memory is None:  # (positive pairs × negative pairs) for one tensor
+        need = 4.0 * (2 * pairs) * (2 * pairs) * (2 * pairs - 2)
     else:
         need = memory * matrix
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.7
