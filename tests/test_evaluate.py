@@ -47,6 +47,13 @@ def test_linear_probe_is_scikit_learns_optimum():
     assert (judged.predictions == model.predict(scale.transform(t))).mean() > 0.98
 
 
+def test_where_every_c_is_right_the_likeliest_is_taken():
+    """Classes far apart: each C tells them apart on held-out rows, and the smallest hardly fits at all."""
+    x, y = blobs(200, gap=30.0)
+    chosen = probes.linear_probe(x, y, x, y, list("abc")).result.detail["C"]
+    assert chosen == max(probes.GRID)
+
+
 def test_nothing_is_chosen_on_test():
     x, y = blobs(120)
     t, yt = blobs(60, seed=1)
