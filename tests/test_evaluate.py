@@ -54,6 +54,17 @@ def test_where_every_c_is_right_the_likeliest_is_taken():
     assert chosen == max(probes.GRID)
 
 
+def test_a_certain_mistake_is_no_warning():
+    """Two classes, one held-out row labelled wrong and far out: its probability rounds to nothing."""
+    x = np.repeat([[-1e4], [1e4]], 20, axis=0).astype(np.float32)
+    y = np.repeat([0, 1], 20)
+    y[::7] = 1 - y[::7]
+    model = probes._logistic(10.0, x[:1].repeat(2, 0) * [[1], [-1]], np.array([0, 1]))
+    accuracy, likelihood = probes._validation(model, x * 1e4, y)
+    assert accuracy < 1
+    assert math.isfinite(likelihood)
+
+
 def test_nothing_is_chosen_on_test():
     x, y = blobs(120)
     t, yt = blobs(60, seed=1)

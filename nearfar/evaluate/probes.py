@@ -105,7 +105,8 @@ def _logistic(c: float, x: np.ndarray, y: np.ndarray, tol: float = 1e-4, most: i
 
 def _validation(model: Any, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Accuracy and mean log-likelihood of held-out rows."""
-    logs = model.predict_log_proba(x)  # (n, K)
+    chance = model.predict_proba(x).astype(np.float64)  # (n, K)
+    logs = np.log(np.maximum(chance, np.finfo(np.float64).tiny))
     columns = np.searchsorted(model.classes_, y)
     accuracy = float((model.classes_[logs.argmax(1)] == y).mean())
     return accuracy, float(logs[np.arange(len(y)), columns].mean())
