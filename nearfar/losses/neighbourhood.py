@@ -8,9 +8,9 @@ from torch import Tensor
 
 from nearfar import dist
 from nearfar.errors import UserError, nearest
-from nearfar.losses.pairs import FLOOR, beside, check_unlearnt, scalar
+from nearfar.losses.pairs import FLOOR, beside
 from nearfar.losses.panels import Panel, by_panels, masked_lse, masked_mean
-from nearfar.losses.rows import Rows, check_setting, check_temperature, reduced, rows
+from nearfar.losses.rows import Rows, check_setting, check_temperature, check_unlearnt, reduced, rows, scalar
 
 _UNIT = {"squared": False, "euclidean": False, "cosine-distance": True}
 

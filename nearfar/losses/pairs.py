@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +9,16 @@ from torch import Tensor
 from nearfar import dist
 from nearfar.errors import UserError, nearest
 from nearfar.losses.panels import Panel, by_panels, masked_lse, masked_mean
-from nearfar.losses.rows import check_setting, check_temperature, reduced, rows, widened, wrong_embeddings
+from nearfar.losses.rows import (
+    check_number,
+    check_setting,
+    check_temperature,
+    reduced,
+    rows,
+    scalar,
+    widened,
+    wrong_embeddings,
+)
 
 FLOOR = -1e30  # stands for the logarithm of nothing: finite, so that no gradient is NaN
 _UNIT = {"euclidean": False, "cosine-distance": True}
@@ -256,27 +262,3 @@ def _log_mean_over_pairs(far: Tensor) -> Tensor:
 def beside(values: Tensor, counted: Tensor) -> Tensor:
     """Values with what says which of them count. (b,), (b,) -> (b, 2)"""
     return torch.stack([values, counted.to(values.dtype)], 1)
-
-
-def scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    """A number, or a tensor of one value that may learn, as a tensor ()."""
-    return value.to(like.device, like.dtype).reshape(()) if isinstance(value, Tensor) else like.new_tensor(value)
-
-
-def check_number(value: float | Tensor, name: str) -> None:
-    """Any finite number, or a tensor of one value."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise UserError(f"{name} must be one number, got a tensor of {tuple(value.shape)}")
-        if torch.compiler.is_compiling():
-            return
-        value = float(value.detach())
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number, got {value!r}")
-
-
-def check_unlearnt(value: float | Tensor, name: str) -> None:
-    """Any finite number that stays as it is: no gradient would reach it."""
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise UserError(f"{name} is a setting and is not learnt: give a number, got a tensor that requires grad")
-    check_number(value, name)

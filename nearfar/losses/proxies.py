@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from nearfar import dist
 from nearfar.errors import UserError
-from nearfar.losses.pairs import scalar
 from nearfar.losses.panels import Panel, by_panels, masked_lse
 from nearfar.losses.rows import (
     Rows,
-    _wrong,
     agree,
     check_reduction,
     check_setting,
     check_temperature,
     reduced,
+    scalar,
     widened,
     wrong_embeddings,
+    wrong_ids,
 )
 
 
@@ -336,7 +336,7 @@ def _checked(z: Tensor, groups: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor
 
 
 def _wrong_rows(z: Tensor, groups: Tensor, proxies: Tensor) -> str | None:
-    error = _wrong("z", z, "groups", groups) or wrong_embeddings("proxies", proxies)
+    error = wrong_embeddings("z", z) or wrong_ids("groups", groups, z) or wrong_embeddings("proxies", proxies)
     if error:
         return error
     if z.shape[1] != proxies.shape[1] or not len(proxies):

@@ -18,16 +18,14 @@ from nearfar.losses.rows import Mine
 ABOVE = 2**28  # bytes of gathered candidates from which on they travel
 
 
-def wanted(mine: Mine) -> list[int] | None:
-    """How many candidates each process holds, where they are many enough to travel; None where not."""
-    if dist.world() == 1 or mine.shared:
-        return None
+def wanted(mine: Mine, counts: list[int] | None) -> bool:
+    """Whether the candidates are so many that they travel; ``counts`` of each process's, None where all hold them."""
+    if dist.world() == 1 or counts is None:
+        return False
     local = mine.z if mine.keys is None else mine.keys
-    counts = [n for (n,) in dist.exchange([len(local)], local.device)]
-    return counts if sum(counts) * local.shape[1] * local.element_size() > ABOVE else None
+    return sum(counts) * local.shape[1] * local.element_size() > ABOVE
 
 
-@engine.eager
 def contrast(mine: Mine, counts: list[int], scale: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Each of my anchors' loss against everybody's candidates, and how many positives it has. (n,), (n,)"""
     own = mine.keys is None

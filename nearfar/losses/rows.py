@@ -39,7 +39,8 @@ def rows(
 
     Raises ``UserError`` naming the argument, on all processes where it is wrong on one.
     """
-    return gathered(checked(z, groups, keys, key_groups, unit=unit))
+    mine = checked(z, groups, keys, key_groups, unit=unit)
+    return gathered(mine, row_counts(mine))
 
 
 class Mine(NamedTuple):
@@ -56,11 +57,11 @@ def checked(
     z: Tensor, groups: Tensor, keys: Tensor | None, key_groups: Tensor | None, *, unit: bool
 ) -> Mine:  # fmt: skip
     """The first half of :func:`rows`: everything but the gathering."""
-    error = _wrong("z", z, "groups", groups)
+    error = wrong_embeddings("z", z) or wrong_ids("groups", groups, z)
     if error is None and (keys is None) != (key_groups is None):
         error = "keys and key_groups go together: give both or neither"
     if error is None and keys is not None:
-        error = _wrong("keys", keys, "key_groups", key_groups)
+        error = wrong_embeddings("keys", keys) or wrong_ids("key_groups", key_groups, keys, "keys")
         if error is None and keys.shape[1] != z.shape[1]:
             error = f"keys are {tuple(keys.shape)} and z is {tuple(z.shape)}: give both the same width"
         elif error is None and keys.device != z.device:
@@ -77,13 +78,20 @@ def checked(
     return Mine(z, groups, keys, key_groups, shared)
 
 
-def gathered(mine: Mine) -> Rows:
-    """The second half of :func:`rows`: the candidates of all processes."""
-    z, groups, keys, key_groups, shared = mine
-    if shared:
+def row_counts(mine: Mine) -> list[int] | None:
+    """How many candidates each process holds; None where all hold the same."""
+    if mine.shared:
+        return None
+    local = mine.z if mine.keys is None else mine.keys
+    return [n for (n,) in dist.exchange([len(local)], local.device)]
+
+
+def gathered(mine: Mine, counts: list[int] | None) -> Rows:
+    """The second half of :func:`rows`: the candidates of all processes, ``counts`` as :func:`row_counts` gives them."""
+    z, groups, keys, key_groups, _ = mine
+    if counts is None:
         return Rows(z, groups, keys, key_groups, None)
     local, ids = (z, groups) if keys is None else (keys, key_groups)
-    counts = [n for (n,) in dist.exchange([len(local)], z.device)]
     first = sum(counts[: dist.rank()]) if keys is None else None
     return Rows(z, groups, dist.gather(local, counts), dist.gather(ids, counts), first)
 
@@ -98,14 +106,6 @@ def lengths(x: Tensor) -> Tensor:
     """Rows' lengths, 1 for rows of zeros, so that these stay zero and their gradient finite. (N, d) -> (N, 1)"""
     norm = x.norm(dim=1, keepdim=True)
     return torch.where(norm > 1e-12, norm, 1)
-
-
-def _wrong(name: str, x: Tensor, ids_name: str, ids: Tensor) -> str | None:
-    """What is wrong with embeddings and their ids, or None."""
-    said = wrong_embeddings(name, x)
-    if said:
-        return said
-    return wrong_ids(ids_name, ids, x, name)
 
 
 def wrong_ids(ids_name: str, ids: Tensor, x: Tensor, name: str = "z") -> str | None:
@@ -183,6 +183,30 @@ def check_setting(value: float | Tensor, name: str) -> None:
     if isinstance(value, Tensor) and value.requires_grad:
         raise UserError(f"{name} is a setting and is not learnt: give a number, got a tensor that requires grad")
     check_temperature(value, name)
+
+
+def scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number, or a tensor of one value that may learn, as a tensor ()."""
+    return value.to(like.device, like.dtype).reshape(()) if isinstance(value, Tensor) else like.new_tensor(value)
+
+
+def check_number(value: float | Tensor, name: str) -> None:
+    """Any finite number, or a tensor of one value."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise UserError(f"{name} must be one number, got a tensor of {tuple(value.shape)}")
+        if torch.compiler.is_compiling():
+            return
+        value = float(value.detach())
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_unlearnt(value: float | Tensor, name: str) -> None:
+    """Any finite number that stays as it is: no gradient would reach it."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise UserError(f"{name} is a setting and is not learnt: give a number, got a tensor that requires grad")
+    check_number(value, name)
 
 
 def check_reduction(reduction: str) -> None:

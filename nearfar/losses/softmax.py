@@ -14,18 +14,20 @@ from torch import Tensor
 from nearfar import dist
 from nearfar.errors import UserError
 from nearfar.losses import engine, ring
-from nearfar.losses.pairs import check_number, scalar
 from nearfar.losses.panels import Panel, by_panels, masked_lse, masked_mean
 from nearfar.losses.rows import (
     Mine,
     Rows,
     agree,
+    check_number,
     check_reduction,
     check_temperature,
     checked,
     gathered,
     reduced,
+    row_counts,
     rows,
+    scalar,
     wrong_embeddings,
     wrong_ids,
 )
@@ -73,7 +75,7 @@ def info_nce(
         agree(_wrong_exclusions(z, label_smoothing, exclude, keys, key_exclude, exclude_above), z)
         mine = checked(z, groups, keys, key_groups, unit=unit)
         ids = None if exclude is None else _exclusions(mine, exclude, key_exclude)
-        return _without_false_negatives(gathered(mine), temperature, ids, exclude_above, reduction)
+        return _without_false_negatives(gathered(mine, row_counts(mine)), temperature, ids, exclude_above, reduction)
     if keys is None and dist.world() == 1:  # normalised inside, with half of the products
         given = rows(z, groups, unit=False)
         scale = _scale(temperature, given.z)
@@ -81,10 +83,11 @@ def info_nce(
     else:
         mine = checked(z, groups, keys, key_groups, unit=unit)
         scale = _scale(temperature, mine.z)
-        if counts := ring.wanted(mine):
+        counts = row_counts(mine)
+        if ring.wanted(mine, counts):
             values, positives = ring.contrast(mine, counts, scale, label_smoothing)
         else:
-            values, positives = engine.contrast(*gathered(mine), scale, label_smoothing)
+            values, positives = engine.contrast(*gathered(mine, counts), scale, label_smoothing)
     return reduced(values, positives > 0, reduction)
 
 
@@ -290,6 +293,4 @@ def _check(temperature: float | Tensor, smoothing: float, reduction: str) -> Non
 
 def _scale(temperature: float | Tensor, like: Tensor) -> Tensor:
     """1/τ as a tensor that passes the gradient on. ()"""
-    if isinstance(temperature, Tensor):
-        return 1 / temperature.to(like.device, like.dtype).reshape(())
-    return torch.tensor(1 / temperature, dtype=like.dtype, device=like.device)
+    return 1 / scalar(temperature, like) if isinstance(temperature, Tensor) else scalar(1 / temperature, like)
