@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nearfar import methods
-from nearfar.data import Source, Splits, hold_out, open_source
+from nearfar.data import Source, Splits, hold_out, open_source, to_stderr
 from nearfar.encoders import image_encoder
 from nearfar.errors import UserError
 from nearfar.recipe import Recipe
@@ -156,11 +157,13 @@ def calibrate(method: Any, source: Source, values: tuple[float, float], batches:
     method.eval()
 
 
-def open_like(spec: Any, wanted: Input | None, recipe: Recipe, progress: Any = None) -> Splits:
+def open_like(
+    spec: Any, wanted: Input | None, recipe: Recipe, progress: Any = None, say: Callable[[str], None] = to_stderr
+) -> Splits:
     """Open a source; where a run is given, at the run's size and channels, or one line that says why not."""
     size = recipe.image_size if wanted is None else (wanted.shape[0] if wanted.shape[0] == wanted.shape[1] else 0)
     grey = 0 if wanted is None else wanted.shape[2]
-    splits = open_source(spec, image_size=size, channels=grey, max_bad=recipe.max_bad, progress=progress)
+    splits = open_source(spec, image_size=size, channels=grey, max_bad=recipe.max_bad, progress=progress, say=say)
     for part in (splits.train, splits.test):
         if wanted is not None and part is not None and tuple(part.shape) != tuple(wanted.shape):
             said, mine = ("×".join(map(str, s)) for s in (part.shape, wanted.shape))

@@ -8,7 +8,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from nearfar import build, dist, gallery
 from nearfar import recipe as recipes
 from nearfar.build import Input
-from nearfar.data import Loader, Source, Splits
+from nearfar.data import Loader, Source, Splits, to_stderr
 from nearfar.environment import describe_environment
 from nearfar.errors import UserError
 from nearfar.evaluate import Evaluation
@@ -139,7 +140,8 @@ def train(
     folder = Path(out) if out is not None else free_name(base)
     if folder.exists():  # before anything long
         _refuse_if_used(folder, force)
-    splits = build.open_like(base.source if source is None else source, None, base, _bar_for_reading(show))
+    with _bar_for_decoding(show) as progress:
+        splits = build.open_like(base.source if source is None else source, None, base, progress, say)
     for part in (splits.train, splits.test):
         _tell_skipped(part, say)
     data, test = build.split(splits, base)
@@ -149,10 +151,11 @@ def train(
     write_bytes(folder / "recipe.toml", recipes.to_toml(resolved))
     write_bytes(folder / "environment.json", json.dumps(describe_environment(), indent=1))
     np.save(folder / "seen.npy", gallery.item_hashes(data))
+    fingerprint = data.fingerprint()  # once, as it reads all of the images
 
     def save(method: Any, recipe: Recipe, given: Input, step: int) -> None:
         about = {"input": dataclasses.asdict(given), "classes": list(data.classes or ()), "step": step,
-                 "fingerprint": data.fingerprint(), "images": len(data)}  # fmt: skip
+                 "fingerprint": fingerprint, "images": len(data)}  # fmt: skip
         checkpoint.save(folder / "checkpoints" / "last.safetensors", method.state_dict(), about)
 
     with MetricsFile(folder) as metrics:
@@ -186,18 +189,23 @@ def _tell_skipped(part: Source | None, say: Callable[[str], None]) -> None:
         say(f"skipped {len(part.skipped)} unreadable images, the first {first.name}: {first.reason}")
 
 
-def _bar_for_reading(show: bool | None) -> Callable[[int, int], None] | None:
-    bar = Bar("reading", show)
-    if not bar.on:
-        return None
-    bar.__enter__()
+@contextmanager
+def _bar_for_decoding(show: bool | None) -> Iterator[Callable[[int, int], None]]:
+    """Progress of decoding as a bar, which is not there while nothing is decoded."""
+    bars: list[Bar] = []
 
     def progress(done: int, total: int) -> None:
-        bar.update(done / max(total, 1), text=f"{done:,} of {total:,}")
+        if not bars:
+            bars.append(Bar("decoding", show).__enter__())
+        bars[0].update(done / max(total, 1), text=f"{done:,} of {total:,}")
         if done >= total:
-            bar.__exit__(None, None, None)
+            bars.pop().__exit__(None, None, None)
 
-    return progress
+    try:
+        yield progress
+    finally:
+        for bar in bars:
+            bar.__exit__(None, None, None)
 
 
 class Run:
@@ -247,8 +255,9 @@ class Run:
         """The trained encoder: (B, C, H, W) in [0, 1] -> (B, features)."""
         return self.method.encoder
 
-    def open(self, source: Any) -> Splits:
-        return build.open_like(source, self.input, self.recipe)
+    def open(self, source: Any, say: Callable[[str], None] = to_stderr) -> Splits:
+        with _bar_for_decoding(None) as progress:
+            return build.open_like(source, self.input, self.recipe, progress, say)
 
     def embed(self, source: Any, *, project: bool = False) -> np.ndarray:
         """Features before the projector (or after it), of images in their order. -> (N, d) float32
@@ -276,7 +285,7 @@ class Run:
         if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Source):
             data, test = source
         else:
-            data, test = build.split(self.open(self.recipe.source if source is None else source), self.recipe)
+            data, test = build.split(self.open(self.recipe.source if source is None else source, say), self.recipe)
         spaces = gallery.Spaces(self, data, test)
         result, notes = None, spaces.notes()
         if test is None or data.labels is None or test.labels is None:

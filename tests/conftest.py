@@ -8,6 +8,13 @@ from sklearn.datasets import load_digits
 os.environ.setdefault("MPLBACKEND", "agg")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the tests' own, for the processes they start too."""
+    os.environ["NEARFAR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    return Path(os.environ["NEARFAR_CACHE"])
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data sets, from NEARFAR_DATA or beside the project; skipped where it is absent."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from nearfar.data.source import Source
+from nearfar.data.source import Pending, Source
 from nearfar.errors import UserError
+
+_BEGUN = 4  # batches that workers decode at once
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,22 @@ class Loader:
         return order[start : start + mine].copy()
 
     def batch(self, step: int) -> Batch:
+        return self._take(self._begin(step))
+
+    def _begin(self, step: int) -> tuple[np.ndarray, Pending]:
         index = self.indices(step)
+        return index, self.source.start(index)
+
+    def _take(self, begun: tuple[np.ndarray, Pending]) -> Batch:
+        index, pending = begun
         labels = self.source.labels
-        return Batch(index, self.source.read(index), None if labels is None else labels[index])
+        return Batch(index, pending.result(), None if labels is None else labels[index])
 
     def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """Batches from ``start`` on, read ahead by one thread, which ends when the iterator is closed."""
+        """Batches from ``start`` on, read ahead by one thread, which ends when the iterator is closed.
+
+        Of a source that is decoded as it is read, workers are at several batches at once.
+        """
         ready: queue.Queue = queue.Queue(maxsize=2)
         over = threading.Event()
 
@@ -76,13 +89,20 @@ class Loader:
             return False
 
         def read() -> None:
-            step = start
+            step, begun = start, deque()
             try:
-                while (stop is None or step < stop) and put(self.batch(step)):
-                    step += 1
+                while True:
+                    while len(begun) < (_BEGUN if self.source.starter else 1) and (stop is None or step < stop):
+                        begun.append(self._begin(step))
+                        step += 1
+                    if not begun or not put(self._take(begun.popleft())):
+                        break
                 put(None)
             except BaseException as error:
                 put(error)
+            finally:
+                for _, pending in begun:
+                    pending.cancel()
 
         thread = threading.Thread(target=read, name="nearfar-loader", daemon=True)
         thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ _KNOWN = "a folder of images, an .npy, .npz or IDX file, torchvision:NAME, hf:NA
 
 def open_source(
     spec: Any, *, image_size: int = 0, channels: int = 0, max_bad: float = 0.05,
-    progress: folders.Progress | None = None, cache_gb: float = 4.0,
+    progress: folders.Progress | None = None, cache_gb: float | None = None,
+    say: Callable[[str], None] = folders.to_stderr,
 ) -> Splits:  # fmt: skip
     """Open a source of images.
 
@@ -30,8 +32,10 @@ def open_source(
             where all agree and none is over 96, else their median shorter side, at most 96.
         channels: 1 or 3 for image files; 0: grey only where all of them are.
         max_bad: largest share of unreadable images that is put up with.
-        progress: is told ``(done, total)`` while files are decoded.
-        cache_gb: decoded images are kept in memory up to this.
+        progress: is told ``(done, total)`` while files are decoded, of those that must be.
+        cache_gb: folders of which the decoded images take more than this are decoded as they are read; the others
+            once, into the cache. Left out: NEARFAR_CACHE_GB, 32 where that is not set.
+        say: is told in one line what goes wrong with the cache.
 
     Raises ``UserError``, in one line that names the value and the fix.
 
@@ -62,9 +66,7 @@ def open_source(
         found = idx.find_images(path)
         if found:
             return idx.from_idx(found, image_size)
-        return folders.from_folder(
-            path, image_size=image_size, channels=channels, max_bad=max_bad, progress=progress, cache_gb=cache_gb
-        )
+        return folders.from_folder(path, folders.Options(image_size, channels, max_bad, progress, cache_gb, say))
     if os.path.isfile(path):
         return _from_file(path, image_size)
     near = "" if os.sep in text or path.suffix else nearest(text, ["digits", f"torchvision:{name}", f"hf:{name}"])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+import PIL
+from PIL import Image, features
 
 from nearfar.errors import one_line
 
@@ -21,19 +27,39 @@ _UPRIGHT = {
     2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
     6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
 }  # fmt: skip
-_QUIET = threading.RLock()
+_LOCK = threading.Lock()
+# a filter like none that anybody else has set, so that it is ours alone that is taken away again
+_HUSH = ("ignore", None, Warning, re.compile(r"PIL\b(?#nearfar)"), 0)
+_quiet = 0
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Pillow's warnings.
+    """Silence Pillow's warnings for as long as anybody is within.
 
-    Warning filters belong to the whole process, so the thread that starts decoders holds this around them;
-    the decoders themselves must not touch the filters, or they would restore one another's.
+    Warning filters belong to the whole process: decoders on threads must not swap them, or they would restore one
+    another's. So whoever starts decoders holds this around them; the first puts one filter in, the last takes it out.
     """
-    with _QUIET, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\b")
+    global _quiet
+    with _LOCK:
+        _quiet += 1
+        if _HUSH not in warnings.filters:
+            warnings.filters.insert(0, _HUSH)
+    try:
         yield
+    finally:
+        with _LOCK:
+            _quiet -= 1
+            if not _quiet and _HUSH in warnings.filters:
+                warnings.filters.remove(_HUSH)
+
+
+@functools.cache
+def rule() -> str:
+    """What decides pixels beside file and shape: this file's own text, and the decoders' versions."""
+    text = inspect.getsource(inspect.getmodule(rule))
+    libraries = [features.version(name) for name in ("libjpeg_turbo", "jpg", "zlib", "webp", "libtiff")]
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:12]} Pillow {PIL.__version__} {libraries}"
 
 
 def reason(error: BaseException) -> str:
@@ -60,9 +86,9 @@ def peek(path: Path) -> tuple[tuple[int, int], bool]:
         return picture.size[::-1] if turned else picture.size, picture.mode in GREY
 
 
-def decode(path: Path, channels: int, size: int) -> np.ndarray:
+def decode(file: Path | BinaryIO, channels: int, size: int) -> np.ndarray:
     """One image file; size 0 keeps its own. -> (h, w, channels) uint8. Call within ``quiet``."""
-    with Image.open(path) as opened:
+    with Image.open(file) as opened:
         if size:
             opened.draft(None, (2 * size, 2 * size))  # JPEG: decode at a fraction where that is enough
         opened.load()

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -20,12 +21,35 @@ class Skipped:
     reason: str
 
 
+class Pending(Protocol):
+    """A batch on its way."""
+
+    def result(self) -> np.ndarray: ...
+
+    def cancel(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Later:
+    """A batch that is read when it is asked for."""
+
+    reader: Callable[[np.ndarray], np.ndarray]
+    index: np.ndarray
+
+    def result(self) -> np.ndarray:
+        return self.reader(self.index)
+
+    def cancel(self) -> None:
+        """Nothing has been begun."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Images of one shape, read by index.
 
     ``read(indices)`` gives (B, H, W, C), uint8, or float32 in the original units; ``low`` and ``high`` are the
-    values that stand for 0 and 1.
+    values that stand for 0 and 1. A source that is decoded as it is read has a ``starter`` too: it sets workers to
+    a batch and returns at once.
     """
 
     spec: str
@@ -38,12 +62,18 @@ class Source:
     high: float = 255.0
     skipped: tuple[Skipped, ...] = ()
     hint: str | None = None  # the augmentation policy that suits it, where the source knows
+    starter: Callable[[np.ndarray], Pending] | None = dataclasses.field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         return self.reader(np.asarray(indices, dtype=np.int64))
+
+    def start(self, indices: Sequence[int] | np.ndarray) -> Pending:
+        """Begin to read what takes workers some time; ``result()`` waits for it, ``cancel()`` lets go of it."""
+        index = np.asarray(indices, dtype=np.int64)
+        return Later(self.reader, index) if self.starter is None else self.starter(index)
 
     def subset(self, indices: Sequence[int] | np.ndarray, spec: str | None = None) -> Source:
         """The same source with these records only, in this order; a mask of booleans picks where it is true."""
@@ -55,6 +85,7 @@ class Source:
             self,
             spec=spec or self.spec,
             reader=lambda i: self.reader(index[i]),
+            starter=None if self.starter is None else lambda i: self.starter(index[i]),
             names=[self.names[int(i)] for i in index],
             labels=None if self.labels is None else self.labels[index],
         )
