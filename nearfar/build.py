@@ -19,8 +19,8 @@ from nearfar.encoders import image_encoder
 from nearfar.errors import UserError
 from nearfar.recipe import Recipe
 from nearfar.training.schedule import Pace
-from nearfar.views.image import plain
-from nearfar.views.policy import SUITS, choose, named
+from nearfar.views.image import ImageViews, plain
+from nearfar.views.policy import SUITS, as_views, check_channels, choose, for_channels, lay_out, plan_of
 
 DEFAULT_MINUTES = 5.0
 _STANDARD = {(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)}
@@ -78,7 +78,8 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
     if methods.module(recipe.method).SUPERVISED and source.labels is None:
         raise UserError(f"{recipe.method} learns from labels and {recipe.source} has none: use --method simclr")
     policy = choose(source.shape, source.hint) if recipe.policy == "auto" else recipe.policy
-    views = dataclasses.asdict(named(policy, **recipe.views))
+    check_channels(recipe.views, source.shape[2])
+    views = as_views(for_channels(plan_of(policy, recipe.views), source.shape[2]))
     own = {f.name for f in dataclasses.fields(recipe.method_config())}
     suits = {k: v for k, v in SUITS.get(policy, {}).items() if k in own and k not in recipe.settings}
     recipe = recipe.changed(settings=recipe.settings | suits)
@@ -92,6 +93,15 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
         image_size=height if height == width else recipe.image_size,
         precision=_precision() if recipe.precision == "auto" else recipe.precision,
     )
+
+
+def image_views(
+    recipe: Recipe, given: Input, large: int, *, small: bool = False, rank: int = 0, world: int = 1
+) -> ImageViews:
+    """A resolved recipe's views: ``large`` ones and, where they are wanted, the policy's small crops."""
+    plan = lay_out(plan_of(recipe.policy, recipe.views), large, small)
+    products = torch.bfloat16 if recipe.precision == "bf16-mixed" else torch.float32
+    return ImageViews(plan, given.shape[:2], given.low, given.high, rank=rank, world=world, dtype=products)
 
 
 def pace(recipe: Recipe, n: int) -> Pace:

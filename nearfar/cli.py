@@ -13,6 +13,8 @@ from tyro.conf import Positional, arg
 
 from nearfar.errors import UserError, nearest, one_line
 
+_KINDS = {"float": float, "int": int, "str": str, "bool": bool}
+
 
 def train(argv: list[str]) -> None:
     """train an encoder on a source of images, judge it, and write a run's folder with report.html"""
@@ -36,7 +38,8 @@ def train(argv: list[str]) -> None:
         values |= dict.fromkeys(budget, 0) | changed
     else:
         values["pace"] = start.pace
-    recipe = recipes.Recipe(source=source, settings=settings, views=start.views | views, **values)
+    changed = [held | views for held in start.views] if isinstance(start.views, tuple) else start.views | views
+    recipe = recipes.Recipe(source=source, settings=settings, views=changed, **values)
     run = do(recipe=recipe, out=out or None, force=force, say=_say)
     _show_results(run)
     print(f"run     {run.folder}\nreport  {run.folder / 'report.html'}")
@@ -69,19 +72,13 @@ def _help(cls: type, name: str) -> str:
 def _train_flags(start: Any) -> type:
     """A dataclass with a field for every key of the recipe, of the method's settings and of the policy."""
     from nearfar.recipe import Recipe
-    from nearfar.views.policy import ImagePolicy
-
-    kinds = {"float": float, "int": int, "str": str, "bool": bool}
 
     def fields(cls: type, defaults: Any, skip: tuple[str, ...] = ()) -> list[tuple]:
-        return [(f.name, Annotated[kinds[str(f.type)], arg(help=_help(cls, f.name))],
+        return [(f.name, Annotated[_KINDS[str(f.type)], arg(help=_help(cls, f.name))],
                  dataclasses.field(default=getattr(defaults, f.name)))
                 for f in dataclasses.fields(cls) if f.name not in skip]  # fmt: skip
 
-    views = dataclasses.make_dataclass("views", [
-        (f.name, Annotated[float | None, arg(help=_help(ImagePolicy, f.name))], None)
-        for f in dataclasses.fields(ImagePolicy)
-    ])  # fmt: skip
+    views = _views_flags()
     config = start.method_config()
     skip = ("source", "views", "settings", "optim", "pace")
     return dataclasses.make_dataclass("Train", [
@@ -93,6 +90,16 @@ def _train_flags(start: Any) -> type:
         ("out", Annotated[str, arg(help="the run's folder; runs/SOURCE-METHOD where left out")], ""),
         ("recipe", Annotated[str, arg(help="start from a recipe.toml or a run's folder")], ""),
         ("force", Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="replace a run of the same name")], False),
+    ])  # fmt: skip
+
+
+def _views_flags() -> type:
+    """A dataclass with a field for every value of a policy, None where it is not changed."""
+    from nearfar.views.policy import ImagePolicy
+
+    return dataclasses.make_dataclass("views", [
+        (f.name, Annotated[_KINDS[str(f.type)] | None, arg(help=_help(ImagePolicy, f.name))], None)
+        for f in dataclasses.fields(ImagePolicy)
     ])  # fmt: skip
 
 

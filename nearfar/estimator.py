@@ -38,7 +38,7 @@ class Embedder(TransformerMixin, BaseEstimator):
 
     def __init__(
         self, method: str = "simclr", encoder: str = "cnn", width: int = 0, epochs: float = 20, batch: int = 256,
-        policy: str = "auto", settings: dict | None = None, views: dict | None = None, optim: Any = None,
+        policy: str = "auto", settings: dict | None = None, views: dict | list | None = None, optim: Any = None,
         image_shape: tuple[int, ...] | None = None, random_state: Any = 0,
     ) -> None:  # fmt: skip
         self.method, self.encoder, self.width, self.epochs = method, encoder, width, epochs
@@ -87,7 +87,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         recipe = Recipe(
             source="array", method=self.method, encoder=self.encoder, width=self.width, epochs=float(self.epochs),
             batch=min(self.batch, len(source)), policy=self.policy, settings=dict(self.settings or {}),
-            views=dict(self.views or {}), optim=Optim(**(self.optim or {})), seed=int(seed),
+            views=self.views or {}, optim=Optim(**(self.optim or {})), seed=int(seed),
         )  # fmt: skip
         recipe = build.resolve(recipe, source)
         learnt = learn(source, recipe, fresh(source, recipe), show=False)

@@ -15,8 +15,6 @@ from nearfar.data import Source
 from nearfar.errors import UserError
 from nearfar.evaluate import geometry, neighbours
 from nearfar.training.loop import step_generator
-from nearfar.views.image import Drawn, ImageViews, apply, to_lines
-from nearfar.views.policy import ImagePolicy
 
 if TYPE_CHECKING:
     from nearfar.run import Run
@@ -86,7 +84,8 @@ class Spaces:
         """Two augmented views of shown images, embedded: features, projections, untrained features."""
         run = self.run
         part = self.shown.subset(self.sample[:_PAIRS])
-        views = ImageViews(ImagePolicy(**run.recipe.views), run.input.shape[:2], *run.input.range_for(part))
+        low, high = run.input.range_for(part)
+        views = build.image_views(run.recipe, build.Input(run.input.shape, low, high), 2)
         out: dict[str, list[list[np.ndarray]]] = {n: [[], []] for n in ("nearfar", "projection", "untrained encoder")}
         device = next(run.method.parameters()).device
         with torch.no_grad():
@@ -135,13 +134,10 @@ def views_sheet(run: Run, part: Source, rows: np.ndarray) -> dict[str, np.ndarra
     """Originals, their views, and what was done to each."""
     low, high = run.input.range_for(part)
     content = part.read(rows)
-    views = ImageViews(ImagePolicy(**run.recipe.views), run.input.shape[:2], low, high, _VIEWS)
-    generator = step_generator(run.recipe.seed, 2 * 10**9)
-    drawn: list[Drawn] = views.draws(len(content), generator)
-    x = to_lines(content, low, high)
-    seen = [apply(x, d, views.size, generator).permute(0, 2, 3, 1).numpy() for d in drawn]
-    stacked = np.stack([_thumbs(v, 0.0, 1.0) for v in seen], 1)  # (m, v, h, w, c)
-    text = [[d.describe(i) for d in drawn] for i in range(len(content))]
+    views = build.image_views(run.recipe, build.Input(run.input.shape, low, high), _VIEWS)
+    seen = views.seen(content, step_generator(run.recipe.seed, 2 * 10**9))
+    stacked = np.stack([_thumbs(v.pixels.permute(0, 2, 3, 1).numpy(), 0.0, 1.0) for v in seen], 1)  # (m, v, h, w, c)
+    text = [[v.drawn.describe(i) for v in seen] for i in range(len(content))]
     return {"views_original": _thumbs(content, low, high), "views": stacked, "views_text": np.array(text)}
 
 

@@ -45,11 +45,11 @@ class Recipe:
     max_bad: float = 0.05
     """largest share of unreadable images that is put up with"""
     policy: str = "auto"
-    """augmentation policy: auto, digits, simclr-small, simclr, objects-grey, aerial, none"""
+    """augmentation policy: auto, or one that `nearfar views --help` lists"""
     precision: str = "auto"
     """auto, 32-true, bf16-mixed or 16-mixed; auto: bf16 where the hardware has it"""
-    views: dict[str, float] = field(default_factory=dict)
-    """changes to the policy; after resolving, all of its values"""
+    views: Any = field(default_factory=dict)
+    """changes to the policy, to every kind of view or a list of one for each; after resolving, all of its values"""
     settings: dict[str, Any] = field(default_factory=dict)
     """the method's own settings; after resolving, all of them"""
     optim: Optim = field(default_factory=Optim)
@@ -73,7 +73,7 @@ class Recipe:
             raise UserError(f"unknown precision {self.precision!r}{nearest(self.precision, known)}")
         config = methods.module(self.method).Config
         object.__setattr__(self, "settings", _check_types(config, self.settings, "settings."))
-        object.__setattr__(self, "views", _check_types(ImagePolicy, self.views, "views."))
+        object.__setattr__(self, "views", _check_views(self.views))
         object.__setattr__(self, "pace", tuple(tuple(map(float, row)) for row in self.pace))
         config(**self.settings)
 
@@ -83,6 +83,15 @@ class Recipe:
 
     def changed(self, **values: Any) -> Recipe:
         return dataclasses.replace(self, **values)
+
+
+def _check_views(views: Any) -> Any:
+    """One table of changes, or a tuple of one a kind of view."""
+    if isinstance(views, dict):
+        return _check_types(ImagePolicy, views, "views.")
+    if not isinstance(views, list | tuple) or not views or not all(isinstance(v, dict) for v in views):
+        raise UserError(f"views = {views!r}: give a table, [views], or one for each kind of view, [[views]]")
+    return tuple(_check_types(ImagePolicy, v, f"views[{i}].") for i, v in enumerate(views))
 
 
 def _check_types(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -116,10 +125,11 @@ def to_toml(recipe: Recipe) -> str:
         lines.append(f"# step, share, slope: replayed in place of the clock\npace = [\n{rows},\n]")
     for table in _TABLES:
         held = getattr(recipe, table)
-        values = held if isinstance(held, dict) else dataclasses.asdict(held)
-        if values:
-            lines.append(f"\n[{table}]")
-            lines += [f"{key} = {_value(value)}" for key, value in values.items()]
+        for values in held if isinstance(held, tuple) else (held,):
+            values = values if isinstance(values, dict) else dataclasses.asdict(values)
+            if values or isinstance(held, tuple):
+                lines.append(f"\n[[{table}]]" if isinstance(held, tuple) else f"\n[{table}]")
+                lines += [f"{key} = {_value(value)}" for key, value in values.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -146,7 +156,7 @@ def from_toml(text: str, name: str = "recipe") -> Recipe:
         if key not in known:
             raise UserError(f"{name}: unknown key {key!r}{nearest(key, known)}")
     for table in _TABLES:
-        if not isinstance(held.get(table, {}), dict):
+        if not isinstance(held.get(table, {}), dict | list if table == "views" else dict):
             raise UserError(f"{name}: {table} must be a table, [{table}]")
     if "optim" in held:
         held["optim"] = Optim(**_check_types(Optim, held["optim"], "optim."))

@@ -32,8 +32,6 @@ from nearfar.training import checkpoint, loop, optim
 from nearfar.training.checkpoint import write_bytes
 from nearfar.training.metrics import MetricsFile
 from nearfar.training.progress import Bar
-from nearfar.views.image import ImageViews
-from nearfar.views.policy import ImagePolicy
 
 _BUDGETS = ("epochs", "steps", "minutes")
 
@@ -60,8 +58,13 @@ def fresh(train: Source, recipe: Recipe, say: Callable[[str], None] = lambda tex
 def learn(
     train: Source, recipe: Recipe, method: Any, *, log: Callable[[dict], None] = lambda row: None,
     save: Callable[[Any, Recipe, Input, int], None] = lambda *a: None, show: bool | None = None,
+    views: Callable[..., list[torch.Tensor]] | None = None,
 ) -> Learnt:  # fmt: skip
-    """Train on a source by a resolved recipe; everything random comes from the recipe's seed."""
+    """Train on a source by a resolved recipe; everything random comes from the recipe's seed.
+
+    ``views``, where given, takes the policy's place: ``views(content, generator, device)``, content (B, H, W, C), gives
+    a list of (B, C, h, w) in [0, 1].
+    """
     from lightning_fabric import Fabric
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
@@ -70,8 +73,9 @@ def learn(
     fabric = Fabric(accelerator="auto", devices=1, precision=recipe.precision)
     fabric.launch()
     model, optimizer = fabric.setup(method, optimizer)
-    policy = ImagePolicy(**recipe.views)
-    views = ImageViews(policy, given.shape[:2], given.low, given.high, method.views, dist.rank(), dist.world())
+    if views is None:
+        views = build.image_views(recipe, given, method.views, small=getattr(method, "small_views", False),
+                                  rank=dist.rank(), world=dist.world())  # fmt: skip
     pace = build.pace(recipe, len(train))
     loader = Loader(train, recipe.batch, recipe.seed)
     with Bar(f"{recipe.method} on {recipe.source}", show) as bar, torch.random.fork_rng(devices=[]):

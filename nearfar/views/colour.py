@@ -1,0 +1,165 @@
+"""Brightness, contrast, saturation, hue and grey: one affine map of the channels, applied once and clamped once.
+
+Write a colour as its luma (Rec. 601) and its chroma, the plane of YIQ. Brightness b scales both. Contrast c scales both
+and adds (1 - c) times the mean luma to the luma. Saturation s scales the chroma, a turn θ of the hue turns it, grey
+makes it 0. So the four operations **commute**, whatever their order they are
+
+    x  ->  b c (L x + s cos θ P x + s sin θ Q x) + (1 - c) b mean(luma)
+
+with three fixed matrices: L, the luma in each channel; P, the rest; Q, the rest turned by 90°. What a drawn order
+changes is the clamping between operations, and that HSV's hue does not keep the luma: :func:`one_by_one` is that form,
+torchvision's, to the bit of float32 arithmetic.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+from nearfar.views.draw import Drawn
+from nearfar.views.scratch import scratch
+
+LUMA = (0.2989, 0.587, 0.114)  # torchvision's figures
+_ORDERS = torch.tensor(list(permutations(range(4))))  # (24, 4): 0 brightness, 1 contrast, 2 saturation, 3 hue
+
+
+def _parts() -> Tensor:
+    """L, P and Q, flattened. (3, 9)"""
+    luma = torch.tensor(LUMA, dtype=torch.double) / sum(LUMA)
+    yiq = torch.tensor([[0.0, 0.0, 0.0], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]).double()
+    yiq[0] = luma
+    keep = luma.expand(3, 3)
+    rest = torch.eye(3, dtype=torch.double) - keep
+    quarter = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]).double()
+    turned = torch.linalg.inv(yiq) @ quarter @ yiq  # 0 on luma, a quarter turn on chroma
+    return torch.stack([keep, rest, turned]).flatten(1).float()
+
+
+_LPQ = _parts()
+
+
+def colour_map(drawn: Drawn, channels: int) -> tuple[Tensor, Tensor]:
+    """``x -> M x + k · mean(luma)``. -> M (N, C, C), k (N,), on the CPU
+
+    Channels other than three have brightness and contrast alone, their luma the plain mean of the channels.
+    """
+    scale, k = drawn.brightness * drawn.contrast, (1 - drawn.contrast) * drawn.brightness
+    if channels != 3:
+        return scale[:, None, None] * torch.eye(channels), k
+    chroma = scale * drawn.saturation * (1 - drawn.grey)
+    three = torch.stack([scale, chroma * drawn.hue.cos(), chroma * drawn.hue.sin()], 1)  # (N, 3)
+    return (three @ _LPQ).view(-1, 3, 3), k
+
+
+def luma_weights(channels: int, device: torch.device | str = "cpu") -> Tensor:
+    """(C,) that sum to one."""
+    w = torch.tensor(LUMA) / sum(LUMA) if channels == 3 else torch.full((channels,), 1 / channels)
+    return w.to(device)
+
+
+class Colour:
+    """What is drawn of colour for all views of a call, on the device; with it the change to the unit range.
+
+    Views that are drawn exact only have their unit changed: their operations follow one by one.
+    """
+
+    def __init__(self, drawn: Drawn, channels: int, scale: float, device: torch.device) -> None:
+        off = drawn.exact > 0
+        self.plain = not bool((drawn.coloured & ~off).any())
+        self.scale, self.device = scale, device
+        m, k = colour_map(drawn, channels)
+        if bool(off.any()):
+            m[off], k[off] = torch.eye(channels), 0.0
+        held = torch.cat([m.flatten(1), k[:, None]], 1).mul_(scale).to(device, non_blocking=True)  # one transfer
+        self.m, self.k = held[:, :-1].view(-1, channels, channels), held[:, -1:]
+        self.luma = luma_weights(channels, device)
+
+    def paint(self, y: Tensor, rows: Tensor | slice, out: Tensor) -> None:
+        """Colour, unit and clamp in one product and one pass. y (n, C, h, w) raw -> ``out[rows]`` in [0, 1]"""
+        n, channels, h, w = y.shape
+        there = rows if isinstance(rows, slice) else rows.to(self.device, non_blocking=True)
+        whole = isinstance(rows, slice)
+        into = out[there] if whole else scratch("painted", (n, channels, h, w), torch.float32, self.device)
+        flat = into.view(n, channels, h * w)
+        if self.plain:
+            torch.mul(y, self.scale, out=into)
+        else:
+            m = self.m[there]
+            planes = scratch("planes", (n, channels, h * w), torch.float32, self.device)
+            planes.view(n, channels, h, w).copy_(y)
+            shift = self.k[there] * (planes.mean(2) @ self.luma)[:, None]  # (n, 1), of the mean luma
+            if channels == 1:
+                torch.addcmul(shift[:, :, None], planes, m, out=flat)
+            else:
+                torch.baddbmm(shift[:, :, None], m, planes, out=flat)
+        if whole:
+            into.clamp_(0, 1)
+        elif self.device.type == "cpu":
+            for part, i in zip(into, rows.tolist()):
+                torch.clamp(part, 0, 1, out=out[i])
+        else:
+            out[there] = into.clamp_(0, 1)
+
+
+# The exact form -----------------------------------------------------------------------------------------------------
+
+
+def one_by_one(y: Tensor, drawn: Drawn) -> Tensor:
+    """The operations in each view's drawn order, clamped after each, hue in HSV. y (N, C, h, w) in [0, 1], changed
+
+    As torchvision's ``ColorJitter`` and ``RandomGrayscale`` on float tensors.
+    """
+    order = _ORDERS[drawn.order.long()]  # (N, 4)
+    rgb = y.shape[1] == 3
+    for slot in range(4):
+        for kind, (name, neutral) in enumerate(_KINDS):
+            value = getattr(drawn, name)
+            rows = ((order[:, slot] == kind) & (value != neutral)).nonzero()[:, 0]
+            if len(rows) and (rgb or kind < 2):
+                there = rows.to(y.device)
+                by = value[rows].to(y.device)[:, None, None, None]
+                y[there] = _OPERATIONS[kind](y[there], by).clamp_(0, 1)
+    rows = drawn.grey.nonzero()[:, 0].to(y.device)
+    if rgb and len(rows):
+        y[rows] = _grey(y[rows]).expand(-1, 3, -1, -1)
+    return y
+
+
+_KINDS = (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.0))
+
+
+def _grey(y: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N, 1, h, w)"""
+    if y.shape[1] != 3:
+        return y.mean(1, keepdim=True)
+    return (y * torch.tensor(LUMA, device=y.device)[:, None, None]).sum(1, keepdim=True)
+
+
+def _brightness(y: Tensor, by: Tensor) -> Tensor:
+    return y * by
+
+
+def _contrast(y: Tensor, by: Tensor) -> Tensor:
+    return y * by + (1 - by) * _grey(y).mean((1, 2, 3), keepdim=True)
+
+
+def _saturation(y: Tensor, by: Tensor) -> Tensor:
+    return y * by + (1 - by) * _grey(y)
+
+
+def _hue(y: Tensor, by: Tensor) -> Tensor:
+    """Turn the hue of HSV by ``by`` radians."""
+    high, low = y.amax(1), y.amin(1)  # (N, h, w)
+    chroma = (high - low).clamp(min=1e-12)
+    r, g, b = y.unbind(1)
+    # the sector in which the largest channel lies, in sixths of the circle
+    h = torch.where(high == r, (g - b) / chroma, torch.where(high == g, (b - r) / chroma + 2, (r - g) / chroma + 4))
+    h = (h[:, None] + by * (3 / torch.pi)) % 6  # (N, 1, h, w)
+    # f(n) = v - v s max(0, min(k, 4 - k, 1)), k = (n + h) mod 6, for n = 5, 3, 1
+    k = (torch.tensor([5.0, 3.0, 1.0], device=y.device)[:, None, None] + h) % 6  # (N, 3, h, w)
+    return high[:, None] - (high - low)[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+_OPERATIONS = (_brightness, _contrast, _saturation, _hue)
