@@ -135,6 +135,8 @@ def test_the_same_pixels_cached_in_memory_and_streamed(tmp_path, monkeypatch, si
     exif = Image.Exif()
     exif[0x0112] = 6
     write(folder / "f.jpg", 4, (64, 48), exif=exif)
+    write(folder / "g.png", 5, (50, 50))
+    os.truncate(folder / "g.png", 2**26 + 1)  # too long to be read at once
     sources = [uncached(folder, monkeypatch, image_size=size, channels=channels)]
     sources += [opened(folder, image_size=size, channels=channels, cache_gb=gb)[0] for gb in (None, None, 0)]
     for source in sources[1:]:
@@ -261,6 +263,23 @@ def test_a_failure_that_may_pass_is_tried_again(photos, tmp_path):
     assert "No such file" in source.skipped[0].reason
     write(tmp_path / "late.png", 500)
     source, count, _ = opened(photos)
+    assert (len(source), count, source.skipped) == (61, 1, ())
+
+
+def test_an_image_that_found_no_memory_is_tried_again(photos):
+    Image.new("RGB", (7000, 7000)).save(photos / "a" / "huge.png", compress_level=1)  # 147 MB decoded
+    time.sleep(SETTLED)
+    told = result(script("""
+        import json, resource, sys
+        from nearfar.data import open_source
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + 220_000_000,) * 2)
+        source = open_source(sys.argv[1], image_size=32).train
+        print(json.dumps([len(source), [[s.name, s.reason] for s in source.skipped]]))
+        """, photos))  # fmt: skip
+    assert told == [60, [["a/huge.png", "MemoryError"]]]
+    source, count, _ = opened(photos, image_size=32)
     assert (len(source), count, source.skipped) == (61, 1, ())
 
 

@@ -88,10 +88,9 @@ def digest(path: Path) -> bytes:
 
 def digest_and_decode(path: Path, channels: int, size: int) -> tuple[bytes, np.ndarray | Failed]:
     """One reading of a file for both."""
-    with open(path, "rb") as file:
-        content = file.read(_WHOLE + 1)
-        if len(content) > _WHOLE:
-            return digest(path), attempt(decode, path, channels, size)
+    if os.stat(path).st_size > _WHOLE:
+        return digest(path), attempt(decode, path, channels, size)
+    content = path.read_bytes()
     sha = hashlib.blake2b(content, digest_size=DIGEST).digest()
     return sha, attempt(decode, BytesIO(content), channels, size)
 
