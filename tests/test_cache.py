@@ -624,13 +624,15 @@ def test_memory_stays_flat_while_a_set_is_written(tmp_path):
     for i in range(40, 1200):
         os.link(tmp_path / "p" / f"{i % 40}.png", tmp_path / "p" / f"{i}.png")
     before, after, wrote = result(script("""
-        import json, sys
+        import json, sys, time
         from nearfar.data import open_source
         def peak():
             with open("/proc/self/status") as file:
                 return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
         before = peak()
-        source = open_source(sys.argv[1], image_size=224).train
+        def hold_up(done, total):  # as a slow disk does: decoders must not run away
+            time.sleep(2 * (done == 32))
+        source = open_source(sys.argv[1], image_size=224, progress=hold_up).train
         print(json.dumps([before, peak(), len(source) * 224 * 224 * 3 >> 20]))
         """, tmp_path / "p"))  # fmt: skip
     assert wrote == 172
