@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearfar.views import finish
+from nearfar.views import finish, geometry
 from nearfar.views import image as views
 from nearfar.views.draw import FIELDS, draw, still
 from nearfar.views.policy import POLICIES, ImagePolicy, lay_out, named
@@ -295,9 +295,9 @@ def test_points_boxes_and_masks_follow_the_picture(seed, turned):
     seen = views.ImageViews(policy, (80, 64), 0, 255, n=1).seen(x, generator(seed))[0]
     size = tuple(seen.pixels.shape[2:])
     box = torch.tensor([[[x0, y0, x0 + side, y0 + side]]], dtype=torch.float32)
-    cut, share = views.geometry.follow_boxes(box, seen.to_image, size)
+    cut, share = geometry.follow_boxes(box, seen.to_image, size)
     assert 0 <= float(share) <= 1 + 1e-5
-    mask = views.geometry.follow_mask(torch.from_numpy(x[..., 0] > 0).long(), seen.to_image, size)[0]
+    mask = geometry.follow_mask(torch.from_numpy(x[..., 0] > 0).long(), seen.to_image, size)[0]
     inside = seen.pixels[0, 0]
     # a pixel's value is the mask's but on the border of the square, which the picture blurs
     assert float((inside[mask == 1] > 0.5).float().mean() if (mask == 1).any() else 1.0) > 0.9
@@ -314,7 +314,7 @@ def test_places_of_two_views_agree_on_the_same_pixels():
     x = (torch.cat([ramp, ramp[..., :1] * 0], 2) * 255).byte().numpy()[None]
     policy = ImagePolicy(crop_min=0.4, colour=0, grey=0, rotate=30)
     a, b = views.ImageViews(policy, (64, 64), 0, 255).seen(x, generator(2))
-    pa, pb = (views.geometry.places(v.to_image, (64, 64), (8, 8))[0].view(64, 2) for v in (a, b))
+    pa, pb = (geometry.places(v.to_image, (64, 64), (8, 8))[0].view(64, 2) for v in (a, b))
     ca, cb = (torch.nn.functional.avg_pool2d(v.pixels, 8)[0].flatten(1).T for v in (a, b))
     near = torch.cdist(pa, pb) < 2
     inside = ((pa > 3) & (pa < 61)).all(1)[:, None] & ((pb > 3) & (pb < 61)).all(1)

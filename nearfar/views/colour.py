@@ -1,6 +1,7 @@
 """Brightness, contrast, saturation, hue and grey: one affine map of the channels, applied once and clamped once.
 
-Write a colour as its luma (Rec. 601) and its chroma, the plane of YIQ. Brightness b scales both. Contrast c scales both
+Write a colour as its luma (Rec. 601) and its chroma, two coordinates that are 0 on greys: r - (g + b) / 2 and
+(g - b) √3 / 2, whose angle is HSV's hue to within 1.2°. Brightness b scales both. Contrast c scales both
 and adds (1 - c) times the mean luma to the luma. Saturation s scales the chroma, a turn θ of the hue turns it, grey
 makes it 0. So the four operations **commute**, whatever their order they are
 
@@ -28,13 +29,12 @@ _ORDERS = torch.tensor(list(permutations(range(4))))  # (24, 4): 0 brightness, 1
 def _parts() -> Tensor:
     """L, P and Q, flattened. (3, 9)"""
     luma = torch.tensor(LUMA, dtype=torch.double) / sum(LUMA)
-    yiq = torch.tensor([[0.0, 0.0, 0.0], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]).double()
-    yiq[0] = luma
-    keep = luma.expand(3, 3)
-    rest = torch.eye(3, dtype=torch.double) - keep
+    third = 3**0.5 / 2
+    basis = torch.stack([luma, torch.tensor([1.0, -0.5, -0.5]).double(), torch.tensor([0.0, third, -third]).double()])
     quarter = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]).double()
-    turned = torch.linalg.inv(yiq) @ quarter @ yiq  # 0 on luma, a quarter turn on chroma
-    return torch.stack([keep, rest, turned]).flatten(1).float()
+    keep = luma.expand(3, 3)
+    turned = torch.linalg.inv(basis) @ quarter @ basis  # 0 on luma, a quarter turn on chroma
+    return torch.stack([keep, torch.eye(3, dtype=torch.double) - keep, turned]).flatten(1).float()
 
 
 _LPQ = _parts()

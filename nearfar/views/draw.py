@@ -37,7 +37,7 @@ FIELDS = (
     "bicubic", "exact",  # 0 or 1
 )  # fmt: skip
 _COLUMN = {name: i for i, name in enumerate(FIELDS)}
-UNIFORMS = 40  # numbers drawn for each view, whatever the policy: an edit of one value moves nothing else
+UNIFORMS = 40  # drawn for each view, whatever the policy: an edit of one value moves nothing else
 _ALL_24 = 24
 
 

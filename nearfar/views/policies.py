@@ -25,7 +25,7 @@ _LEJEPA = ImagePolicy(crop_min=0.3, saturation=0.2, blur=0.5, solarise=0.2)
 POLICIES: dict[str, Plan] = {
     # SimCLR v1 and v2.
     "simclr": (replace(_SIMCLR, bicubic=True),),
-    # SupCon's on CIFAR (HobbitLong/SupContrast); SimCLR's there (appendix B.9, strength 0.5, no blur) crop from 0.08 on.
+    # SupCon's on CIFAR (HobbitLong/SupContrast); SimCLR's there (appendix B.9, strength 0.5) crop from 0.08 on.
     "simclr-small": (_SMALL,),
     # He 2020 (facebookresearch/moco, main_moco.py): colour always, hue as strong as the rest, no blur.
     "moco-v1": (ImagePolicy(crop_min=0.2, colour=1.0, hue=0.4),),
