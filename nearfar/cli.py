@@ -103,6 +103,40 @@ def _views_flags() -> type:
     ])  # fmt: skip
 
 
+def views(argv: list[str]) -> None:
+    """draw a sheet of images and their augmented views, with what was done to each
+
+    The policies: {policies}.
+    """
+    from nearfar import sheet
+    from nearfar.build import open_like
+    from nearfar.recipe import Recipe, to_toml
+    from nearfar.views.policy import POLICIES, as_views
+
+    flags = _views_flags()
+    given = tyro.cli(dataclasses.make_dataclass("Views", [
+        ("source", Positional[Annotated[str, arg(help=_help(Recipe, "source"))]]),
+        ("policy", Annotated[str, arg(help="auto: the one that suits the images, or a name from above")], "auto"),
+        ("out", Annotated[str, arg(aliases=["-o"], help="the picture's file: .png, .jpg or .webp")], "views.png"),
+        ("rows", Annotated[int, arg(help="how many images")], 8),
+        ("large", Annotated[int, arg(help="how many large views of each; small crops come beside them")], 4),
+        ("seed", Annotated[int, arg(help="decides what is drawn")], 0),
+        ("image_size", Annotated[int, arg(help=_help(Recipe, "image_size"))], 0),
+        ("views", flags, dataclasses.field(default_factory=flags)),
+    ]), args=argv, prog="nearfar views",
+        description=views.__doc__.format(policies=", ".join(POLICIES)))  # fmt: skip
+    if given.rows < 1 or given.large < 1:
+        raise UserError(f"--rows {given.rows}, --large {given.large}: give 1 or more")
+    changes = {k: v for k, v in dataclasses.asdict(given.views).items() if v is not None}
+    source = open_like(given.source, None, Recipe(image_size=given.image_size)).train
+    name, plan = sheet.plan_for(source, given.policy, changes)
+    picture = sheet.views_sheet(source, plan, rows=given.rows, large=given.large, seed=given.seed)
+    sheet.write(picture, Path(given.out))
+    table = to_toml(Recipe(policy=name, views=as_views(plan))).partition("\n\n[")[2].partition("\n\n[optim]")[0]
+    print(f'policy = "{name}"\n\n[{table}\n')
+    print(given.out)
+
+
 def _show_results(run: Any) -> None:
     import json
 
@@ -213,7 +247,7 @@ def doctor() -> None:
         print(f"{module:16} {state:14} {gives}{fix}")
 
 
-_VERBS = {f.__name__: f for f in (train, embed, evaluate, report, neighbours, methods, doctor)}
+_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, report, neighbours, methods, doctor)}
 
 
 def _first(text: str | None) -> str:
@@ -245,8 +279,8 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] not in _VERBS:
             raise UserError(f"unknown verb {argv[0]!r}{nearest(argv[0], _VERBS)}")
         verb = _VERBS[argv[0]]
-        if verb is train:
-            train(argv[1:])
+        if verb in (train, views):
+            verb(argv[1:])
         else:
             tyro.cli(verb, args=argv[1:], prog=f"nearfar {argv[0]}", config=(tyro.conf.FlagCreatePairsOff,))
     except UserError as error:

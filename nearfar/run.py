@@ -30,6 +30,7 @@ from nearfar.evaluate import neighbours as nearest_rows
 from nearfar.recipe import Recipe
 from nearfar.training import checkpoint, loop, optim
 from nearfar.training.checkpoint import write_bytes
+from nearfar.training.memory import keep_freed
 from nearfar.training.metrics import MetricsFile
 from nearfar.training.progress import Bar
 
@@ -73,6 +74,8 @@ def learn(
     fabric = Fabric(accelerator="auto", devices=1, precision=recipe.precision)
     fabric.launch()
     model, optimizer = fabric.setup(method, optimizer)
+    if fabric.device.type == "cpu":
+        keep_freed()
     if views is None:
         views = build.image_views(recipe, given, method.views, small=getattr(method, "small_views", False),
                                   rank=dist.rank(), world=dist.world())  # fmt: skip

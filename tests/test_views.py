@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from nearfar.views import finish, geometry
+from nearfar import recipe as recipes
+from nearfar.views import finish, geometry, mix
 from nearfar.views import image as views
 from nearfar.views.draw import FIELDS, draw, still
-from nearfar.views.policy import POLICIES, ImagePolicy, lay_out, named
+from nearfar.views.policy import POLICIES, ImagePolicy, lay_out, named, plan_of
 from nearfar.views.render import render
 
 f = pytest.importorskip("torchvision.transforms.v2.functional")
@@ -329,3 +331,73 @@ def test_bad_input_is_named():
         make(np.zeros((8, 8, 3), np.uint8), generator())
     with pytest.raises(ValueError, match="no views: give at least one policy"):
         views.ImageViews((), (8, 8), 0, 255)
+
+
+# Mixing ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [mix.mixup, mix.cutmix])
+def test_mixing_says_what_it_did(how):
+    x = torch.rand(64, 3, 20, 24, generator=generator())
+    mixed, partner, share = how(x, generator(1), alpha=1.0)
+    assert sorted(partner.tolist()) == list(range(64))
+    assert all(torch.equal(a, b) for a, b in zip(how(x, generator(1)), (mixed, partner, share)))
+    by = share[:, None, None, None]
+    if how is mix.mixup:
+        torch.testing.assert_close(mixed, by * x + (1 - by) * x[partner])
+    own, other = mixed == x, mixed == x[partner]
+    if how is mix.cutmix:
+        assert bool((own | other).all())  # each pixel is whole
+        moved = partner != torch.arange(64)
+        torch.testing.assert_close(own[moved].float().mean((1, 2, 3)), share[moved], atol=1e-5, rtol=0)
+    assert 0.1 < float(share.std()) < 0.4
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_mixing_draws_beta(alpha):
+    x = torch.zeros(4000, 1, 1, 1)
+    share = mix.mixup(x, generator(), alpha)[2]
+    assert stats.kstest(share.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    with pytest.raises(ValueError, match="alpha = 0 must be above 0"):
+        mix.mixup(x, generator(), 0)
+
+
+# The sheet ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_sheet_is_a_picture_of_what_was_drawn(tmp_path, capsys):
+    from PIL import Image
+
+    from nearfar.cli import main
+
+    out = tmp_path / "sheet.png"
+    assert main(["views", "digits", "--policy", "dino-small", "--rows", "3", "--large", "2", "-o", str(out)]) == 0
+    with Image.open(out) as sheet:
+        assert sheet.width == 7 * (160 + 12) + 12  # the original, two large views and four small ones
+        pixels = np.asarray(sheet.convert("L"))
+    assert pixels[34 : 34 + 160, 12 : 12 + 160].std() > 20  # the first original
+    small = 12 + 3 * 172
+    assert pixels[34 : 34 + 80, small : small + 80].std() > 0
+    said = capsys.readouterr().out
+    assert said.count("[[views]]") == 3
+    plan = plan_of("dino-small", recipes.from_toml(said.rpartition("\n\n")[0]).views)
+    assert [p.hue for p in plan] == [0, 0, 0]  # digits are grey: what is printed is what is done
+    before = out.read_bytes()
+    assert main(["views", "digits", "--policy", "dino-small", "--rows", "3", "--large", "2", "-o", str(out)]) == 0
+    assert out.read_bytes() == before
+    assert not [p for p in tmp_path.iterdir() if p != out]
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--policy", "simclrr"], "unknown policy 'simclrr'; did you mean 'simclr'"),
+    (["--views.grey", "1"], "views.grey = 1.0 needs 3 channels, the images have 1: leave it out"),
+    (["-o", "sheet.txt"], "-o sheet.txt: give a .png, .jpg or .webp file"),
+    (["--rows", "0"], "--rows 0, --large 4: give 1 or more"),
+])  # fmt: skip
+def test_a_wrong_sheet_is_one_line(argv, message, capsys, tmp_path, monkeypatch):
+    from nearfar.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["views", "digits", *argv]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -92,7 +92,7 @@ def test_the_operations_commute_and_the_map_is_their_product(b, c, s, h):
 
 
 def test_hue_turns_the_way_torchvisions_does():
-    """Not the same numbers (ours keeps the luma, HSV the largest channel), but nearer than no turn, and far from the other way."""
+    """Other numbers (ours keeps the luma, HSV the largest channel), but nearer than no turn, far from the other way."""
     for turn in (-0.1, 0.05, 0.1):
         want = f.adjust_hue(INNER, turn)
         near, none, other = ((one(INNER, hue=sign * turn * 2 * np.pi) - want).abs().mean() for sign in (1, 0, -1))

@@ -2,8 +2,9 @@
 
 A method's module holds ``Config`` (a frozen dataclass with the paper's defaults), ``SUPERVISED`` (does it need
 labels) and ``Method``: an ``nn.Module`` built as ``Method(encoder, config, classes)``, with ``encoder``,
-``views`` (how many it wants), ``project(features)``, ``forward(views, batch, progress) -> Step`` and
-``after_step(progress)``.
+``views`` (how many large ones it wants), ``project(features)``, ``forward(views, batch, progress) -> Step`` and
+``after_step(progress)``. ``small_views = True`` asks for the policy's small crops after the large views (multi-crop);
+``wants_maps = True`` for each view as a ``views.image.View``: pixels, what was drawn, the map into the image.
 """
 
 from __future__ import annotations

@@ -83,13 +83,15 @@ def fit(
     Args:
         fabric: a launched ``lightning_fabric.Fabric``; ``model`` and ``optimizer`` are set up by it.
         loader: gives batches with ``index``, ``content`` and ``label`` from any step on.
-        views: ``views(content, generator, device)`` -> a list of (B, C, h, w).
+        views: ``views(content, generator, device)`` -> a list of (B, C, h, w); where the method ``wants_maps``,
+            ``views.seen`` is asked in its place and gives each view with the map into its image.
         log: takes a row for metrics.jsonl; show: takes what the bar says; at_interval: is called about every
             ``interval`` seconds, between steps (checkpoints).
 
     Raises ``UserError`` where the loss stops being finite, naming the step.
     """
     method = getattr(model, "module", model)
+    make = views.seen if getattr(method, "wants_maps", False) else views
     peaks = [group["lr"] for group in optimizer.param_groups]
     clock, start = Clock(), time.perf_counter()
     clock.lap()
@@ -100,7 +102,7 @@ def fit(
         share = pace.share(step)
         for group, peak in zip(optimizer.param_groups, peaks):
             group["lr"] = peak * learning_rate(share, warmup)
-        seen = views(batch.content, step_generator(seed, step), fabric.device)
+        seen = make(batch.content, step_generator(seed, step), fabric.device)
         index = torch.as_tensor(batch.index).to(fabric.device)
         labels = None if batch.label is None else torch.as_tensor(batch.label).to(fabric.device)
         clock.lap("views")

@@ -43,7 +43,7 @@ _ALL_24 = 24
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn for N views: ``table`` (N, len(FIELDS)) float32; a column is an attribute, ``drawn.angle`` (N,)."""
+    """What was drawn for N views: ``table`` (N, fields) float32; a column is an attribute, ``drawn.angle`` (N,)."""
 
     table: Tensor
 
