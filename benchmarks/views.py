@@ -24,7 +24,7 @@ import torch
 from nearfar.build import has_fast_bf16
 from nearfar.training.memory import keep_freed
 from nearfar.views.image import ImageViews
-from nearfar.views.policy import named
+from nearfar.views.policies import named
 
 SIZES = {32: ("simclr-small", 256), 224: ("simclr", 64)}  # side -> policy, images a batch
 

@@ -27,7 +27,7 @@ from nearfar.data import open_source
 from nearfar.evaluate import evaluate
 from nearfar.recipe import Recipe
 from nearfar.run import fresh, learn
-from nearfar.views.policy import plan_of
+from nearfar.views.policies import plan_of
 
 COLUMNS = ("1 label linear", "5 labels linear", "10 labels linear", "kNN", "linear")
 

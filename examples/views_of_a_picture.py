@@ -9,7 +9,8 @@ from sklearn.datasets import load_sample_images
 
 from nearfar.views import geometry
 from nearfar.views.image import ImageViews
-from nearfar.views.policy import lay_out, named
+from nearfar.views.policies import named
+from nearfar.views.policy import lay_out
 
 pictures = np.stack([picture[100:356, 200:456] for picture in load_sample_images().images])  # (2, 256, 256, 3) uint8
 plan = lay_out(named("dino", rotate=15.0), 2, small=True)  # DINO's policy, turned a little: 2 large views and 8 small

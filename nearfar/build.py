@@ -20,7 +20,8 @@ from nearfar.errors import UserError
 from nearfar.recipe import Recipe
 from nearfar.training.schedule import Pace
 from nearfar.views.image import ImageViews, plain
-from nearfar.views.policy import SUITS, as_views, check_channels, choose, for_channels, lay_out, plan_of
+from nearfar.views.policies import SUITS, choose, plan_of
+from nearfar.views.policy import as_views, check_channels, for_channels, lay_out
 
 DEFAULT_MINUTES = 5.0
 _STANDARD = {(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)}

@@ -111,7 +111,8 @@ def views(argv: list[str]) -> None:
     from nearfar import sheet
     from nearfar.build import open_like
     from nearfar.recipe import Recipe, to_toml
-    from nearfar.views.policy import POLICIES, as_views
+    from nearfar.views.policies import POLICIES
+    from nearfar.views.policy import as_views
 
     flags = _views_flags()
     given = tyro.cli(dataclasses.make_dataclass("Views", [

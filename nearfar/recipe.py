@@ -11,7 +11,8 @@ from typing import Any
 from nearfar import methods
 from nearfar.errors import UserError, nearest, one_line
 from nearfar.training.optim import Optim
-from nearfar.views.policy import POLICIES, ImagePolicy
+from nearfar.views.policies import POLICIES
+from nearfar.views.policy import ImagePolicy
 
 _TABLES = ("settings", "views", "optim")
 

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from nearfar.data import Source
 from nearfar.errors import UserError
 from nearfar.views.image import ImageViews
-from nearfar.views.policy import Plan, check_channels, choose, for_channels, lay_out, plan_of
+from nearfar.views.policies import choose, plan_of
+from nearfar.views.policy import Plan, check_channels, for_channels, lay_out
 
 _CELL, _GAP, _FONT = 160, 12, 11  # pixels
 

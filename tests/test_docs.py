@@ -53,6 +53,15 @@ def test_the_losses_page_runs_and_prints_what_it_says(monkeypatch):
         assert said.getvalue() == printed
 
 
+def test_the_views_page_runs_and_prints_what_it_says():
+    (code, printed), *more = BLOCK.findall((ROOT / "docs" / "views.md").read_text())
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(code, "docs/views.md", "exec"), {"__name__": "page"})
+    assert said.getvalue() == printed
+    assert not more
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_code_on_every_page_is_python_and_imports_what_there_is(page):
     for code, _ in BLOCK.findall(page.read_text()):

@@ -13,7 +13,8 @@ from nearfar import recipe as recipes
 from nearfar.views import finish, geometry, mix
 from nearfar.views import image as views
 from nearfar.views.draw import FIELDS, draw, still
-from nearfar.views.policy import POLICIES, ImagePolicy, lay_out, named, plan_of
+from nearfar.views.policies import POLICIES, named, plan_of
+from nearfar.views.policy import ImagePolicy, lay_out
 from nearfar.views.render import render
 
 f = pytest.importorskip("torchvision.transforms.v2.functional")

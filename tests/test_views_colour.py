@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from nearfar.views.colour import colour_map, luma_weights
 from nearfar.views.draw import draw, still
-from nearfar.views.policy import ImagePolicy, named
+from nearfar.views.policies import named
+from nearfar.views.policy import ImagePolicy
 from nearfar.views.render import render
 
 f = pytest.importorskip("torchvision.transforms.v2.functional")

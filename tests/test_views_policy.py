@@ -12,7 +12,8 @@ from nearfar.build import resolve
 from nearfar.data import open_source
 from nearfar.recipe import Recipe
 from nearfar.views.draw import draw
-from nearfar.views.policy import POLICIES, ImagePolicy, as_views, lay_out, named, plan_of
+from nearfar.views.policies import POLICIES, named, plan_of
+from nearfar.views.policy import ImagePolicy, as_views, lay_out
 
 N = 20_000
 

@@ -5,9 +5,14 @@ rounded to pixels; colour operations commute here (views/colour.py), so their or
 multiplicative (BYOL's code and SimCLR's first release add); a blur's kernel is cut at 4 sigma and its border reflected.
 """
 
-from dataclasses import replace
+from __future__ import annotations
 
-from nearfar.views.policy import ImagePolicy, Plan
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from nearfar.errors import UserError, nearest
+from nearfar.views.policy import ImagePolicy, Plan, Views
 
 _STILL = ImagePolicy(crop_min=1.0, crop_ratio=1.0, flip=0.0, colour=0.0, brightness=0.0, contrast=0.0, saturation=0.0,
                      hue=0.0, grey=0.0)  # fmt: skip
@@ -67,3 +72,49 @@ POLICIES: dict[str, Plan] = {
                             contrast=0.3, saturation=0.3, hue=0.04, blur=0.2, blur_max=1.0),),
     "none": (_STILL,),
 }  # fmt: skip
+
+# What else suits a policy's images: settings of a method (where it has them) that were not given.
+SUITS: dict[str, dict[str, float]] = {
+    # few kinds, much alike: half of a batch's "negatives" are of an anchor's own kind, and a sharp softmax
+    # would push them apart hardest (docs/results.md has the figures)
+    "digits": {"temperature": 0.5},
+    # the same, more mildly: 0.5 is better at few labels, 0.2 at kNN and linear, 0.3 between them in each
+    "objects-grey": {"temperature": 0.3},
+}
+
+
+def named(name: str, **changes: Any) -> Plan:
+    """A policy by name, with single values changed in every kind of view.
+
+    >>> named("simclr-small", crop_min=0.3)[0].crop_min
+    0.3
+    """
+    if name not in POLICIES:
+        raise UserError(f"unknown policy {name!r}{nearest(name, POLICIES)}")
+    known = [field.name for field in fields(ImagePolicy)]
+    for key in changes:
+        if key not in known:
+            raise UserError(f"unknown key views.{key}{nearest(key, known)}")
+    return tuple(replace(p, **changes) for p in POLICIES[name])
+
+
+def plan_of(name: str, views: Views) -> Plan:
+    """The plan of a recipe: a policy's name, and changes to every kind of view or, in a list, to each.
+
+    >>> len(plan_of("dino", {"flip": 0.0})), len(plan_of("simclr", [{}, {"solarise": 0.2}]))
+    (3, 2)
+    """
+    base = named(name)
+    if isinstance(views, Mapping):
+        return tuple(replace(p, **views) for p in base)
+    return tuple(replace(base[min(i, len(base) - 1)], **v) for i, v in enumerate(views))
+
+
+def choose(shape: tuple[int, int, int], hint: str | None) -> str:
+    """The policy that ``auto`` stands for, from the image's (H, W, C) and what the source says of itself."""
+    if hint:
+        return hint
+    height, width, channels = shape
+    if channels != 3:
+        return "objects-grey" if max(height, width) >= 16 else "digits"
+    return "simclr-small" if max(height, width) < 65 else "simclr"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from nearfar.errors import UserError, nearest
+from nearfar.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -143,26 +143,15 @@ def as_plan(policy: ImagePolicy | Iterable[ImagePolicy]) -> Plan:
 def lay_out(plan: Plan, large: int, small: bool = False) -> Plan:
     """One policy for each view: ``large`` ones, the large kinds in turn, then the small kinds where they are wanted.
 
-    >>> [p.solarise for p in lay_out(POLICIES["byol"], 2)]
-    [0.0, 0.2]
-    >>> [p.side(224) for p in lay_out(POLICIES["swav"], 2, small=True)]
-    [224, 224, 96, 96, 96, 96, 96, 96]
+    >>> plan = (ImagePolicy(blur=1.0), ImagePolicy(blur=0.1), ImagePolicy(size=0.5, count=3))
+    >>> [p.blur for p in lay_out(plan, 2)]
+    [1.0, 0.1]
+    >>> [p.side(224) for p in lay_out(plan, 2, small=True)]
+    [224, 224, 112, 112, 112]
     """
     big = [p for p in plan if not p.small] or [replace(plan[0], size=1.0)]
     out = [big[i % len(big)] for i in range(large)]
     return (*out, *(p for p in plan if p.small and small for _ in range(p.count)))
-
-
-def plan_of(name: str, views: Views) -> Plan:
-    """The plan of a recipe: a policy's name, and changes to every kind of view or, in a list, to each.
-
-    >>> len(plan_of("dino", {"flip": 0.0})), len(plan_of("simclr", [{}, {"solarise": 0.2}]))
-    (3, 2)
-    """
-    base = named(name)
-    if isinstance(views, Mapping):
-        return tuple(replace(p, **views) for p in base)
-    return tuple(replace(base[min(i, len(base) - 1)], **v) for i, v in enumerate(views))
 
 
 def as_views(plan: Plan) -> Views:
@@ -182,41 +171,3 @@ def check_channels(changes: Views, channels: int) -> None:
         name = next((k for k in ("saturation", "hue", "grey") if channels != 3 and table.get(k, 0) > 0), None)
         if name:
             raise UserError(f"views.{name} = {table[name]} needs 3 channels, the images have {channels}: leave it out")
-
-
-def named(name: str, **changes: Any) -> Plan:
-    """A policy by name, with single values changed in every kind of view.
-
-    >>> named("simclr-small", crop_min=0.3)[0].crop_min
-    0.3
-    """
-    if name not in POLICIES:
-        raise UserError(f"unknown policy {name!r}{nearest(name, POLICIES)}")
-    known = [field.name for field in fields(ImagePolicy)]
-    for key in changes:
-        if key not in known:
-            raise UserError(f"unknown key views.{key}{nearest(key, known)}")
-    return tuple(replace(p, **changes) for p in POLICIES[name])
-
-
-def choose(shape: tuple[int, int, int], hint: str | None) -> str:
-    """The policy that ``auto`` stands for, from the image's (H, W, C) and what the source says of itself."""
-    if hint:
-        return hint
-    height, width, channels = shape
-    if channels != 3:
-        return "objects-grey" if max(height, width) >= 16 else "digits"
-    return "simclr-small" if max(height, width) < 65 else "simclr"
-
-
-# What else suits a policy's images: settings of a method (where it has them) that were not given.
-SUITS: dict[str, dict[str, float]] = {
-    # few kinds, much alike: half of a batch's "negatives" are of an anchor's own kind, and a sharp softmax
-    # would push them apart hardest (docs/results.md has the figures)
-    "digits": {"temperature": 0.5},
-    # the same, more mildly: 0.5 is better at few labels, 0.2 at kNN and linear, 0.3 between them in each
-    "objects-grey": {"temperature": 0.3},
-}
-
-
-from nearfar.views.policies import POLICIES  # noqa: E402 - the table needs the class above
