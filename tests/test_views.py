@@ -72,6 +72,16 @@ def test_other_units_and_types_give_the_same_views():
     assert all(torch.equal(k[0], c) for k, c in zip(kinds, copies))
 
 
+def test_normalise_is_torchvisions():
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    plain, scaled = (views.ImageViews(ImagePolicy(), (24, 20), 0, 255, normalise=n)(X, generator())
+                     for n in (None, (mean, std)))  # fmt: skip
+    for a, b in zip(plain, scaled):
+        torch.testing.assert_close(b, f.normalize(a, mean, std), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"normalise: standard deviations \[0.2, 0.0, 0.2\] must be above 0"):
+        views.ImageViews(ImagePolicy(), (24, 20), 0, 255, normalise=(mean, (0.2, 0.0, 0.2)))
+
+
 # What must not matter -----------------------------------------------------------------------------------------------
 
 EVERYTHING = ImagePolicy(

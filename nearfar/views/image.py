@@ -54,8 +54,10 @@ class ImageViews:
         rank, world: with several processes each draws for the global batch and keeps its own rows, so that
             P processes see the views that one would have seen.
         dtype: of the resampling products: see :func:`~nearfar.views.render.render`.
+        normalise: mean and standard deviation of each channel, for encoders that do not do it themselves (nearfar's
+            own do).
 
-    Returns a list of tensors (B, C, h, w) in [0, 1], one a view. What is drawn for image i of a batch is a function of
+    Returns a list of tensors (B, C, h, w) in [0, 1], or normalised, one a view. What is drawn for image i of a batch is a function of
     the generator's state and i alone: not of the device, nor of how the batch is split or who works on it.
 
     >>> views = ImageViews(ImagePolicy(), (32, 32), 0, 255)
@@ -66,12 +68,14 @@ class ImageViews:
     def __init__(
         self, policy: ImagePolicy | Iterable[ImagePolicy], size: tuple[int, int], low: float, high: float, n: int = 2,
         rank: int = 0, world: int = 1, dtype: torch.dtype = torch.float32,
+        normalise: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:  # fmt: skip
         self.plan: Plan = (policy,) * n if isinstance(policy, ImagePolicy) else as_plan(policy)
         if not self.plan:
             raise UserError("no views: give at least one policy")
         self.size, self.low, self.high = tuple(size), low, high
         self.rank, self.world, self.dtype = rank, world, dtype
+        self.normalise = None if normalise is None else _scale_and_shift(*normalise)
         self.sizes = [(p.side(size[0]), p.side(size[1])) if p.size <= 1 else (p.side(0),) * 2 for p in self.plan]
 
     def draws(self, n: int, generator: torch.Generator) -> list[Drawn]:
@@ -98,6 +102,9 @@ class ImageViews:
             which = [v for v, s in enumerate(self.sizes) if s == size]
             table = torch.stack([drawn[v].table for v in which], 1)  # (B, V, fields)
             y = render(x, Drawn(table.flatten(0, 1)), size, low=self.low, high=self.high, dtype=self.dtype)
+            if self.normalise is not None:
+                scale, shift = (t.to(y.device) for t in self.normalise)
+                torch.addcmul(shift, y, scale, out=y)  # one pass
             for v, part in zip(which, y.view(len(x), len(which), *y.shape[1:]).unbind(1)):
                 out[v] = part
         return out
@@ -107,6 +114,14 @@ class ImageViews:
     ) -> list[Tensor]:
         x = _raw(content, device)
         return self.made(x, self.draws(len(x), generator))
+
+
+def _scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(x - mean) / std as a product and a sum. -> (C, 1, 1), (C, 1, 1)"""
+    m, s = (torch.as_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
+    if not bool((s > 0).all()):
+        raise UserError(f"normalise: standard deviations {list(std)} must be above 0")
+    return 1 / s, -m / s
 
 
 def _raw(content: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
