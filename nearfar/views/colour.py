@@ -1,15 +1,17 @@
 """Brightness, contrast, saturation, hue and grey: one affine map of the channels, applied once and clamped once.
 
-Write a colour as its luma (Rec. 601) and its chroma, two coordinates that are 0 on greys: r - (g + b) / 2 and
-(g - b) √3 / 2, whose angle is HSV's hue to within 1.2°. Brightness b scales both. Contrast c scales both
-and adds (1 - c) times the mean luma to the luma. Saturation s scales the chroma, a turn θ of the hue turns it, grey
-makes it 0. So the four operations **commute**, whatever their order they are
+Write a colour as its luma (Rec. 601) and the rest, its chroma. Brightness b scales both. Contrast c scales both and
+adds (1 - c) times the mean luma to the luma. Saturation s scales the chroma. So these three **commute**: in any order they
+are ``x -> b c (L + s P) x + (1 - c) b mean(luma)`` with L the luma in each channel and P = I - L.
 
-    x  ->  b c (L x + s cos θ P x + s sin θ Q x) + (1 - c) b mean(luma)
+A turn of the hue by θ comes after them. In HSV it keeps the largest and the smallest channel and moves the one between,
+which no matrix does; the matrix here turns the two coordinates r - (g + b) / 2 and (g - b) √3 / 2, whose angle is HSV's
+hue to within 1.2°, and keeps a weighted mean of the channels whose weights are those with which its colours are nearest
+to HSV's on the training pictures of CIFAR-10 (luma's weights are twice as far; docs/views.md). Greys stay. Grey comes
+last.
 
-with three fixed matrices: L, the luma in each channel; P, the rest; Q, the rest turned by 90°. What a drawn order
-changes is the clamping between operations, and that HSV's hue does not keep the luma: :func:`one_by_one` is that form,
-torchvision's, to the bit of float32 arithmetic.
+What is lost is the clamp between operations, the drawn order, and HSV's own hue: :func:`one_by_one` is that form,
+torchvision's, to float32's rounding.
 """
 
 from __future__ import annotations
@@ -23,21 +25,24 @@ from nearfar.views.draw import Drawn
 from nearfar.views.scratch import scratch
 
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's figures
+_KEPT = (0.45, 0.1, 0.45)  # of red, green and blue, by a turn of the hue
 _ORDERS = torch.tensor(list(permutations(range(4))))  # (24, 4): 0 brightness, 1 contrast, 2 saturation, 3 hue
 
 
-def _parts() -> Tensor:
-    """L, P and Q, flattened. (3, 9)"""
-    luma = torch.tensor(LUMA, dtype=torch.double) / sum(LUMA)
-    third = 3**0.5 / 2
-    basis = torch.stack([luma, torch.tensor([1.0, -0.5, -0.5]).double(), torch.tensor([0.0, third, -third]).double()])
+def _parts() -> tuple[Tensor, Tensor]:
+    """L and P; K, I - K and Q with which a turn of the hue is K + cos θ (I - K) + sin θ Q. (2, 9), (3, 9)"""
+    third, eye = 3**0.5 / 2, torch.eye(3, dtype=torch.double)
+    luma = (torch.tensor(LUMA, dtype=torch.double) / sum(LUMA)).expand(3, 3)
+    kept = torch.tensor(_KEPT, dtype=torch.double)
+    basis = torch.stack([kept, torch.tensor([1.0, -0.5, -0.5]).double(), torch.tensor([0.0, third, -third]).double()])
     quarter = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]).double()
-    keep = luma.expand(3, 3)
-    turned = torch.linalg.inv(basis) @ quarter @ basis  # 0 on luma, a quarter turn on chroma
-    return torch.stack([keep, torch.eye(3, dtype=torch.double) - keep, turned]).flatten(1).float()
+    turned = torch.linalg.inv(basis) @ quarter @ basis  # 0 on what is kept, a quarter turn on the rest
+    keep = kept.expand(3, 3)
+    return (torch.stack([luma, eye - luma]).flatten(1).float(),
+            torch.stack([keep, eye - keep, turned]).flatten(1).float())  # fmt: skip
 
 
-_LPQ = _parts()
+_LUMA_AND_REST, _TURN = _parts()
 
 
 def colour_map(drawn: Drawn, channels: int) -> tuple[Tensor, Tensor]:
@@ -48,9 +53,11 @@ def colour_map(drawn: Drawn, channels: int) -> tuple[Tensor, Tensor]:
     scale, k = drawn.brightness * drawn.contrast, (1 - drawn.contrast) * drawn.brightness
     if channels != 3:
         return scale[:, None, None] * torch.eye(channels), k
-    chroma = scale * drawn.saturation * (1 - drawn.grey)
-    three = torch.stack([scale, chroma * drawn.hue.cos(), chroma * drawn.hue.sin()], 1)  # (N, 3)
-    return (three @ _LPQ).view(-1, 3, 3), k
+    m = (torch.stack([scale, scale * drawn.saturation], 1) @ _LUMA_AND_REST).view(-1, 3, 3)
+    if bool((drawn.hue != 0).any()):
+        turn = torch.stack([torch.ones_like(k), drawn.hue.cos(), drawn.hue.sin()], 1) @ _TURN
+        m = torch.bmm(turn.view(-1, 3, 3), m)
+    return torch.where(drawn.grey[:, None, None] > 0, _LUMA_AND_REST[0].view(3, 3) @ m, m), k
 
 
 def luma_weights(channels: int, device: torch.device | str = "cpu") -> Tensor:
