@@ -1,8 +1,8 @@
 """Brightness, contrast, saturation, hue and grey: one affine map of the channels, applied once and clamped once.
 
 Write a colour as its luma (Rec. 601) and the rest, its chroma. Brightness b scales both. Contrast c scales both and
-adds (1 - c) times the mean luma to the luma. Saturation s scales the chroma. So these three **commute**: in any order they
-are ``x -> b c (L + s P) x + (1 - c) b mean(luma)`` with L the luma in each channel and P = I - L.
+adds (1 - c) times the mean luma to the luma. Saturation s scales the chroma. So these three **commute**: in any order
+they are ``x -> b c (L + s P) x + (1 - c) b mean(luma)`` with L the luma in each channel and P = I - L.
 
 A turn of the hue by θ comes after them. In HSV it keeps the largest and the smallest channel and moves the one between,
 which no matrix does; the matrix here turns the two coordinates r - (g + b) / 2 and (g - b) √3 / 2, whose angle is HSV's

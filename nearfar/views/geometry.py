@@ -178,9 +178,10 @@ def with_blur(matrices: list[Tensor], sigma: Tensor) -> list[Tensor]:
     if not len(rows):
         return matrices
     device, dtype = matrices[0].device, matrices[0].dtype
+    most = len(rows) > len(sigma) // 3  # then for all: where there is no blur its matrix is the identity
     lengths = {matrix.shape[1] for matrix in matrices}
-    made = {n: gaussian(sigma[rows], n, device).to(dtype) for n in lengths}
-    if len(rows) == len(sigma):
+    made = {n: gaussian(sigma if most else sigma[rows], n, device).to(dtype) for n in lengths}
+    if most:
         return [torch.bmm(made[m.shape[1]], m, out=scratch(f"blurred {i}", m.shape, dtype, device))
                 for i, m in enumerate(matrices)]  # fmt: skip
     there = rows.to(device, non_blocking=True)

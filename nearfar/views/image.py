@@ -58,7 +58,8 @@ class ImageViews:
             own do).
 
     Returns a list of tensors (B, C, h, w) in [0, 1], or normalised, one a view. What is drawn for image i of a batch is
-    a function of the generator's state and i alone: not of the device, nor of how the batch is split or who works on it.
+    a function of the generator's state and i alone: not of the device, nor of how the batch is split, nor of who works
+    on it.
 
     >>> views = ImageViews(ImagePolicy(), (32, 32), 0, 255)
     >>> [v.shape for v in views(np.zeros((4, 32, 32, 3), np.uint8), torch.Generator().manual_seed(0))]

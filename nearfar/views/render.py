@@ -91,7 +91,7 @@ def _kept(
     """Views whose map keeps rows and columns; ``rows`` says where in ``out`` they go, None: all of it in order."""
     extent, size, views = tuple(x.shape[1:3]), tuple(out.shape[2:]), len(drawn) // len(x)
     sigma = drawn.sigma * (drawn.exact == 0)  # where the blur may come before the colour
-    if x.device.type == "cpu" and extent[0] * extent[1] >= _WINDOWED:
+    if x.device.type == "cpu" and dtype is torch.float32 and extent[0] * extent[1] >= _WINDOWED:
         return _windowed(x, drawn, sigma, rows, colour, low, dtype, out)
     step = max(1, _most(x, size) // views)
     for a in range(0, len(x), step):
