@@ -93,14 +93,12 @@ class Colour:
         if self.plain:
             torch.mul(y, self.scale, out=into)
         else:
-            m = self.m[there]
-            planes = scratch("planes", (n, channels, h * w), torch.float32, self.device)
-            planes.view(n, channels, h, w).copy_(y)
-            shift = self.k[there] * (planes.mean(2) @ self.luma)[:, None]  # (n, 1), of the mean luma
-            if channels == 1:
-                torch.addcmul(shift[:, :, None], planes, m, out=flat)
-            else:
-                torch.baddbmm(shift[:, :, None], m, planes, out=flat)
+            planes = scratch("planes", (n, channels + 1, h * w), torch.float32, self.device)
+            planes[:, :channels].view(n, channels, h, w).copy_(y)
+            planes[:, channels].fill_(1.0)  # what the shift is multiplied with: a pass less than adding it
+            shift = self.k[there] * (planes[:, :channels].mean(2) @ self.luma)[:, None]  # (n, 1), of the mean luma
+            m = torch.cat([self.m[there], shift[:, None].expand(-1, channels, -1)], 2)  # (n, C, C + 1)
+            torch.bmm(m, planes, out=flat)
         if whole:
             into.clamp_(0, 1)
         elif self.device.type == "cpu":

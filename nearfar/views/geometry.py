@@ -159,7 +159,10 @@ def axes(
 
 
 def gaussian(sigma: Tensor, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Gaussian blur of a line of ``n`` pixels as a matrix, borders reflected, cut at 4 sigma. (N,) -> (N, n, n)"""
+    """Gaussian blur of a line of ``n`` pixels as a matrix, borders reflected, cut at 4 sigma. (N,) -> (N, n, n)
+
+    In scratch memory.
+    """
     reach = min(n - 1, math.ceil(4 * float(sigma.max())))
     sigma = sigma.to(device, non_blocking=True)
     offsets = torch.arange(-reach, reach + 1, device=device)  # (k,)
@@ -168,7 +171,7 @@ def gaussian(sigma: Tensor, n: int, device: torch.device | str = "cpu") -> Tenso
     kernel = kernel / kernel.sum(1, keepdim=True)
     source = (torch.arange(n, device=device)[:, None] + offsets).abs()  # (n, k), reflected at both ends
     source = torch.where(source > n - 1, 2 * (n - 1) - source, source)
-    out = torch.zeros(len(sigma), n, n, device=device)
+    out = scratch(f"gaussian {n}", (len(sigma), n, n), torch.float32, torch.device(device)).zero_()
     return out.scatter_add_(2, source.expand(len(sigma), -1, -1), kernel[:, None].expand(-1, n, -1))
 
 

@@ -14,7 +14,7 @@ from nearfar.views.scratch import scratch
 _WINDOWED = 112 * 112  # pixels from which reading only the part of an image that a view sees is worth a copy each
 _AT_ONCE = 16  # views of windowed images that share a window
 _STEP = 32  # a window's sides are multiples of it: few shapes, rows that begin on a cache line
-_MOST_BYTES = 2**26  # of a part's intermediate pixels on a CPU; 16 times that on other devices
+_MOST_BYTES = 9 * 2**22  # of a part's intermediate pixels on a CPU; 32 times that on other devices
 
 
 def render(
@@ -57,7 +57,7 @@ def render(
 
 def _most(x: Tensor, size: tuple[int, int]) -> int:
     """Views that are worked on together: as many as keep the memory between raw pixels and views bounded."""
-    most = _MOST_BYTES if x.device.type == "cpu" else 16 * _MOST_BYTES
+    most = _MOST_BYTES if x.device.type == "cpu" else 32 * _MOST_BYTES
     return max(1, most // (4 * x.shape[3] * (x.shape[1] * x.shape[2] + 2 * size[0] * size[1])))
 
 
