@@ -112,6 +112,34 @@ def test_views_are_the_same_however_a_batch_is_split(policy, side):
         torch.testing.assert_close(torch.cat([p[v] for p in parts]), together, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("policy", [EVERYTHING, ImagePolicy(blur=0.5)])
+def test_views_are_the_same_in_any_mode_and_thread(policy):
+    from concurrent.futures import ThreadPoolExecutor
+
+    make = views.ImageViews(policy, (24, 20), 0, 255)
+    with ThreadPoolExecutor(1) as fresh, torch.inference_mode():
+        inside = fresh.submit(_in_inference_mode, make).result()  # its scratch memory is made there
+        after = fresh.submit(make, X, generator(5)).result()
+    plain = make(X, generator(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = make(X, generator(5))
+    asked = make(torch.from_numpy(X).float().requires_grad_(), generator(5))
+    for others in (inside, after, cast, asked):
+        for a, b in zip(others, plain):
+            torch.testing.assert_close(a.clone(), b, atol=1e-6, rtol=0)
+            assert b.dtype == a.dtype
+            assert not a.requires_grad
+    with ThreadPoolExecutor(4) as pool:  # at once: none writes in another's memory
+        at_once = list(pool.map(lambda seed: make(X, generator(seed)), [5, 6, 7, 8] * 4))
+    for i, seen in enumerate(at_once):
+        assert all(torch.equal(a, b) for a, b in zip(seen, at_once[i % 4]))
+
+
+def _in_inference_mode(make):
+    with torch.inference_mode():
+        return make(X, generator(5))
+
+
 def test_processes_see_what_one_would():
     whole = views.ImageViews(EVERYTHING, (24, 20), 0, 255)(X, generator(5))
     halves = [views.ImageViews(EVERYTHING, (24, 20), 0, 255, rank=r, world=2)(X[3 * r : 3 * r + 3], generator(5))

@@ -17,6 +17,7 @@ _STEP = 32  # a window's sides are multiples of it: few shapes, rows that begin 
 _MOST_BYTES = 9 * 2**22  # of a part's intermediate pixels on a CPU; 32 times that on other devices
 
 
+@torch.no_grad()
 def render(
     x: Tensor, drawn: Drawn, size: tuple[int, int], *, low: float = 0.0, high: float = 1.0,
     dtype: torch.dtype = torch.float32,
@@ -31,8 +32,15 @@ def render(
         dtype: of the resampling products. bfloat16 holds uint8 pixels exactly and rounds weights and sums to 8 bits:
             off by less than one level of 256 (docs/views.md), several times faster where the hardware multiplies it.
 
-    Returns (N, C, h, w) float32 in [0, 1].
+    Returns (N, C, h, w) float32 in [0, 1], the same inside ``torch.autocast``; no gradient flows to ``x``.
     """
+    with torch.autocast(x.device.type, enabled=False):
+        return _rendered(x, drawn, size, low, high, dtype)
+
+
+def _rendered(
+    x: Tensor, drawn: Drawn, size: tuple[int, int], low: float, high: float, dtype: torch.dtype
+) -> Tensor:
     out = torch.empty(len(drawn), x.shape[3], *size, device=x.device)
     if not len(drawn):
         return out
@@ -72,7 +80,8 @@ def _gathered(
     x: Tensor, drawn: Drawn, image: Tensor, rows: Tensor, colour: Colour, low: float, out: Tensor
 ) -> None:
     """Views whose map turns rows and columns."""
-    planes = _lines(x, low, torch.float32).transpose(1, 2)  # (B, C, H, W)
+    used, image = image.unique(return_inverse=True)
+    planes = _lines(x[used.to(x.device)], low, torch.float32).transpose(1, 2)  # (B, C, H, W)
     y = geometry.gather(planes, image, drawn, tuple(out.shape[2:]))
     colour.paint(_blurred(y, drawn.sigma * (drawn.exact == 0)), rows, out)
 

@@ -25,5 +25,6 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch
     count = math.prod(shape)
     held = _HELD.__dict__.get((name, dtype))
     if held is None or len(held) < count:
-        held = _HELD.__dict__[name, dtype] = torch.empty(count, dtype=dtype)
+        with torch.inference_mode(False):  # what is made inside it could not be written to outside
+            held = _HELD.__dict__[name, dtype] = torch.empty(count, dtype=dtype)
     return held[:count].view(shape)
