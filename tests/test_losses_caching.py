@@ -389,8 +389,11 @@ print(step(8192, 256) - before, step(8192, 8192) - before)
 
 def test_memory_is_one_chunks():
     """32 chunks' activations in what two chunks take and a little; one chunk of all rows takes them all."""
-    got = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    chunked, whole = map(float, got.stdout.split())
+    runs = []  # what the allocator keeps beside the tensors comes and goes, 10 to 80 MB: the smallest of three is ours
+    for _ in range(3):
+        got = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+        runs.append([float(mb) for mb in got.stdout.split()])
+    chunked, whole = (min(column) for column in zip(*runs))
     assert whole > 250
     assert chunked < whole / 8
 
