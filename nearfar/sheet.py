@@ -39,7 +39,7 @@ def views_sheet(source: Source, plan: Plan, *, rows: int = 8, large: int = 4, se
     seen = views.seen(content, torch.Generator().manual_seed(seed))
     first = (content.astype(np.float32) - low) / ((high - low) or 1.0)
     pixels = [first, *(v.pixels.permute(0, 2, 3, 1).numpy() for v in seen)]  # a column each: (n, h, w, C)
-    said = [[source.names[int(i)] if source.names[int(i)] else str(i) for i in index],
+    said = [[source.names[int(i)] for i in index],
             *([v.drawn.describe(i) for i in range(len(index))] for v in seen)]  # fmt: skip
     scale = _CELL / max(source.shape[:2])
     return _laid_out([[_picture(x, scale) for x in column] for column in pixels], said,

@@ -30,16 +30,11 @@ class View(NamedTuple):
     to_image: Tensor  # (B, 3, 3), on the CPU: view pixels (x, y, 1) to image pixels
 
 
-def to_lines(content: np.ndarray | Tensor, low: float, high: float, device: torch.device | str = "cpu") -> Tensor:
-    """Raw pixels to the unit range, rows outermost. (B, H, W, C) -> (B, H, C, W) float32"""
-    x = torch.as_tensor(np.ascontiguousarray(content)) if isinstance(content, np.ndarray) else content
-    x = x.to(device).transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    return x.sub_(low).mul_(1 / (high - low)).clamp_(0, 1)
-
-
 def plain(content: np.ndarray | Tensor, low: float, high: float, device: torch.device | str = "cpu") -> Tensor:
     """The image as the encoder sees it in use: no augmentation. (B, H, W, C) -> (B, C, H, W) in [0, 1]"""
-    return to_lines(content, low, high, device).transpose(1, 2)
+    x = torch.as_tensor(np.ascontiguousarray(content)) if isinstance(content, np.ndarray) else content
+    x = x.to(device).transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format, copy=True)  # (B, H, C, W)
+    return x.sub_(low).mul_(1 / (high - low)).clamp_(0, 1).transpose(1, 2)
 
 
 class ImageViews:
