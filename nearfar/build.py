@@ -78,7 +78,8 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
         )
     if methods.module(recipe.method).SUPERVISED and source.labels is None:
         raise UserError(f"{recipe.method} learns from labels and {recipe.source} has none: use --method simclr")
-    policy = choose(source.shape, source.hint) if recipe.policy == "auto" else recipe.policy
+    own = getattr(methods.module(recipe.method), "POLICY", None)
+    policy = choose(source.shape, source.hint, own) if recipe.policy == "auto" else recipe.policy
     check_channels(recipe.views, source.shape[2])
     views = as_views(for_channels(plan_of(policy, recipe.views), source.shape[2]))
     own = {f.name for f in dataclasses.fields(recipe.method_config())}
@@ -126,12 +127,14 @@ def statistics(source: Source, limit: int = 10_000) -> tuple[Tensor, Tensor]:
     return torch.tensor(mean).float(), torch.tensor(std).float()
 
 
-def model(recipe: Recipe, shape: tuple[int, int, int], mean: Tensor, std: Tensor, classes: int) -> Any:
+def model(
+    recipe: Recipe, shape: tuple[int, int, int], mean: Tensor, std: Tensor, classes: int, images: int
+) -> Any:
     """The method's module with fresh weights, a function of the recipe's seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         encoder = image_encoder(recipe.encoder, shape, mean, std, width=recipe.width)
-        return methods.module(recipe.method).Method(encoder, recipe.method_config(), classes)
+        return methods.module(recipe.method).Method(encoder, recipe.method_config(), classes, images)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ def train(argv: list[str]) -> None:
     start = _start(argv)
     given = tyro.cli(_train_flags(start), args=argv, prog="nearfar train", description=_first(train.__doc__))
     values = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
-    out, force, _ = values.pop("out"), values.pop("force"), values.pop("recipe")
+    out, force, _, _ = (values.pop(name) for name in ("out", "force", "recipe", "preset"))
     config = start.method_config()
     flags = {f.name: values.pop(f.name) for f in dataclasses.fields(config)}
     # only what was changed, so that what suits the images may still be chosen
@@ -46,12 +46,12 @@ def train(argv: list[str]) -> None:
 
 
 def _start(argv: list[str]) -> Any:
-    """The recipe whose values are the flags' defaults: the one named by --recipe, or the method's own."""
+    """The recipe whose values are the flags' defaults: the one named by --recipe, or the method's preset."""
     from nearfar import recipe as recipes
 
-    start = recipes.read(path) if (path := _flag(argv, "--recipe")) else recipes.Recipe()
-    method = _flag(argv, "--method")
-    return start.changed(method=method, settings={}) if method and method != start.method else start
+    method, preset = _flag(argv, "--method") or "", _flag(argv, "--preset") or ""
+    path = _flag(argv, "--recipe")
+    return recipes.turned(recipes.read(path), method, preset) if path else recipes.of(method or "simclr", preset)
 
 
 def _flag(argv: list[str], name: str) -> str | None:
@@ -89,6 +89,8 @@ def _train_flags(start: Any) -> type:
         ("views", views, dataclasses.field(default_factory=views)),
         ("out", Annotated[str, arg(help="the run's folder; runs/SOURCE-METHOD where left out")], ""),
         ("recipe", Annotated[str, arg(help="start from a recipe.toml or a run's folder")], ""),
+        ("preset", Annotated[str, arg(help="which of the method's own recipes: small (for small machines), paper …")],
+         "small"),
         ("force", Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="replace a run of the same name")], False),
     ])  # fmt: skip
 
@@ -226,12 +228,20 @@ def neighbours(run: Positional[str], source: Positional[str], query: Positional[
         print(out)
 
 
-def methods() -> None:
-    """list the methods"""
-    from nearfar import methods as known
+def methods(method: Positional[str] = "") -> None:
+    """list the methods, or print one's recipes
 
-    for name in known.names():
-        print(f"{name:16} {_first(known.module(name).__doc__)}")
+    Args:
+        method: a method's name; its presets are printed, each as a recipe.
+    """
+    from nearfar import methods as known
+    from nearfar import recipe as recipes
+
+    for name in [] if method else known.names():
+        print(f"{name:18} {_first(known.module(name).__doc__)}")
+    for preset in known.module(method).PRESETS if method else ():
+        print(f"# nearfar train SOURCE --method {method} --preset {preset}")
+        print(recipes.to_toml(recipes.filled(method, preset)))
 
 
 def doctor() -> None:

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from nearfar import build
 from nearfar.data import open_source
 from nearfar.errors import UserError
-from nearfar.recipe import Recipe
+from nearfar import recipe as recipes
 from nearfar.run import fresh, learn
 
 
@@ -84,8 +84,8 @@ class Embedder(TransformerMixin, BaseEstimator):
         seed = state if isinstance(state, int | np.integer) else np.random.default_rng().integers(2**31)
         if isinstance(state, np.random.RandomState):
             seed = state.randint(2**31)
-        recipe = Recipe(
-            source="array", method=self.method, encoder=self.encoder, width=self.width, epochs=float(self.epochs),
+        recipe = recipes.of(
+            self.method, source="array", encoder=self.encoder, width=self.width, epochs=float(self.epochs),
             batch=min(self.batch, len(source)), policy=self.policy, settings=dict(self.settings or {}),
             views=self.views or {}, optim=Optim(**(self.optim or {})), seed=int(seed),
         )  # fmt: skip

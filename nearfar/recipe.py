@@ -86,6 +86,36 @@ class Recipe:
         return dataclasses.replace(self, **values)
 
 
+def of(method: str, preset: str = "", **changes: Any) -> Recipe:
+    """A method's own recipe: ``small``, for small machines, where no preset is named; ``paper``, as published.
+
+    >>> of("simclr", batch=64).batch, of("simclr", "paper").optim.name
+    (64, 'lars')
+    """
+    held = methods.module(method).PRESETS
+    preset = preset or "small"
+    if preset not in held:
+        raise UserError(f"{method} has no preset {preset!r}{nearest(preset, held)}")
+    values = dict(held[preset]) | {"method": method}
+    values["optim"] = Optim(**values.get("optim", {}))
+    return Recipe(**values | changes)
+
+
+def filled(method: str, preset: str = "") -> Recipe:
+    """:func:`of`, with every one of the method's settings."""
+    recipe = of(method, preset)
+    return recipe.changed(settings=dataclasses.asdict(recipe.method_config()))
+
+
+def turned(recipe: Recipe, method: str, preset: str = "") -> Recipe:
+    """A recipe turned to another method: its source, encoder, size and budget with that method's own preset."""
+    if (not method or method == recipe.method) and not preset:
+        return recipe
+    own = of(method or recipe.method, preset)
+    return recipe.changed(method=own.method, settings=own.settings, optim=own.optim, batch=own.batch, pace=(),
+                          policy=own.policy, views=own.views)  # fmt: skip
+
+
 def _check_views(views: Any) -> Any:
     """One table of changes, or a tuple of one a kind of view."""
     if isinstance(views, dict):

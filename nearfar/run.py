@@ -53,7 +53,7 @@ def fresh(train: Source, recipe: Recipe, say: Callable[[str], None] = lambda tex
     mean, std = build.statistics(train)
     if float(std.max()) < 1e-4:
         say("all training images look the same: there is nothing to tell apart")
-    return build.model(recipe, tuple(train.shape), mean, std, len(train.classes or ()))
+    return build.model(recipe, tuple(train.shape), mean, std, len(train.classes or ()), len(train))
 
 
 def learn(
@@ -80,12 +80,11 @@ def learn(
         views = build.image_views(recipe, given, method.views, small=getattr(method, "small_views", False),
                                   rank=dist.rank(), world=dist.world())  # fmt: skip
     pace = build.pace(recipe, len(train))
-    loader = Loader(train, recipe.batch, recipe.seed)
+    loader = Loader(train, recipe.batch, recipe.seed, per_class=getattr(method, "per_class", 0))
     with Bar(f"{recipe.method} on {recipe.source}", show) as bar, torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         clock = loop.fit(
-            fabric, model, optimizer, loader, views, pace, seed=recipe.seed, warmup=recipe.optim.warmup,
-            clip=recipe.optim.clip, log=log, show=bar.update,
+            fabric, model, optimizer, loader, views, pace, seed=recipe.seed, optim=recipe.optim, log=log, show=bar.update,
             at_interval=lambda step, share: save(method, recipe, given, step),
         )  # fmt: skip
     if recipe.minutes:
@@ -120,7 +119,7 @@ def free_name(recipe: Recipe) -> Path:
 def train(
     source: Any = None, *, out: str | Path | None = None, force: bool = False,
     recipe: Recipe | str | Path | None = None, evaluate: bool = True, show: bool | None = None,
-    say: Callable[[str], None] = lambda text: None, **changes: Any,
+    say: Callable[[str], None] = lambda text: None, method: str = "", preset: str = "", **changes: Any,
 ) -> Run:  # fmt: skip
     """Train, judge and report; returns the run.
 
@@ -129,12 +128,15 @@ def train(
         out: the run's folder; ``runs/SOURCE-METHOD`` where it is left out.
         recipe: a recipe, its file or a run's folder, to start from.
         evaluate: judge the features at the end, where there are labels.
+        method, preset: which method, with which of its recipes: ``"small"``, for small machines, is taken where none
+            is named; ``"paper"`` is the published one (``nearfar methods NAME`` prints them).
         changes: any field of :class:`nearfar.recipe.Recipe` (``method="simclr", minutes=5, batch=512``).
 
     Raises ``UserError`` (a ``ValueError``) in one line for whatever cannot be done as asked.
     """
     start = time.perf_counter()
-    base = recipe if isinstance(recipe, Recipe) else recipes.read(recipe) if recipe else Recipe()
+    base = recipe if isinstance(recipe, Recipe) else recipes.read(recipe) if recipe else None
+    base = recipes.of(method or "simclr", preset) if base is None else recipes.turned(base, method, preset)
     if any(name in changes for name in _BUDGETS):  # a new budget takes the old one's place
         changes = dict.fromkeys(_BUDGETS, 0) | {"pace": ()} | changes
     if source is not None:
@@ -246,7 +248,7 @@ class Run:
         c = self.input.shape[2]
         mean = tensors.get("encoder.mean", torch.zeros(c)).view(-1)
         std = tensors.get("encoder.std", torch.ones(c)).view(-1)
-        return build.model(self.recipe, self.input.shape, mean, std, len(self.about["classes"]))
+        return build.model(self.recipe, self.input.shape, mean, std, len(self.about["classes"]), self.about["images"])
 
     @cached_property
     def method(self) -> Any:

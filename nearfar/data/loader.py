@@ -30,9 +30,14 @@ class Loader:
 
     Any step's batch can be asked for at any time, so going on after an interruption needs no state. With
     several processes each takes its contiguous share of the same global batch of ``batch_size``.
+
+    ``per_class``: K above 0 makes batches of P classes with about K images each, drawn anew for every step, as losses
+    on labelled pairs and triplets want them; a batch that has room for more than all classes takes more of each.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, source: Source, batch_size: int, seed: int, rank: int = 0, world: int = 1, *, per_class: int = 0
+    ) -> None:
         if batch_size < 1:
             raise UserError(f"batch {batch_size}: pass --batch 1 or more")
         if batch_size > len(source):
@@ -46,18 +51,31 @@ class Loader:
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.rank, self.world = rank, world
         self.steps_per_epoch = len(source) // batch_size
+        self._classes = _by_class(source, per_class)
+        self._per_class = per_class
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def indices(self, step: int) -> np.ndarray:
         """The records of this process's part of a step. (B / world,)"""
+        mine = self.batch_size // self.world
+        if self._classes:
+            return self._balanced(step)[self.rank * mine : (self.rank + 1) * mine]
         epoch, at = divmod(step, self.steps_per_epoch)
         held, order = self._order  # one read, as the thread that reads ahead may be in another epoch
         if held != epoch:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
             self._order = (epoch, order)
-        mine = self.batch_size // self.world
         start = at * self.batch_size + self.rank * mine
         return order[start : start + mine].copy()
+
+    def _balanced(self, step: int) -> np.ndarray:
+        """P classes with batch / P images each, a class smaller than that with some twice. (B,)"""
+        rng = np.random.default_rng([self.seed, step, 1])
+        p = min(len(self._classes), max(2, self.batch_size // self._per_class))
+        chosen = [self._classes[c] for c in rng.permutation(len(self._classes))[:p]]
+        sizes = [len(part) for part in np.array_split(np.arange(self.batch_size), p)]
+        rows = np.concatenate([_drawn(rng, held, n) for held, n in zip(chosen, sizes)])
+        return rows[rng.permutation(len(rows))]
 
     def batch(self, step: int) -> Batch:
         return self._take(self._begin(step))
@@ -114,3 +132,21 @@ class Loader:
         finally:
             over.set()
             thread.join()
+
+
+def _by_class(source: Source, per_class: int) -> list[np.ndarray]:
+    """The records of each class there is, where batches are to be balanced."""
+    if not per_class:
+        return []
+    if source.labels is None:
+        raise UserError("batches of P classes with K images each need labels: this source has none")
+    kinds = [np.flatnonzero(source.labels == c) for c in np.unique(source.labels)]
+    if len(kinds) < 2:
+        raise UserError("batches of P classes need at least two; all labels are the same")
+    return kinds
+
+
+def _drawn(rng: np.random.Generator, held: np.ndarray, n: int) -> np.ndarray:
+    """n of these rows, none twice before each has come once."""
+    rounds = [rng.permutation(held) for _ in range(-(-n // len(held)))]
+    return np.concatenate(rounds)[:n]

@@ -1,24 +1,152 @@
-"""What methods share: the record of a step, the settings of a projector."""
+"""What methods share: the record of a step, a twin that follows, a bank of the data set's rows, BatchNorm's shuffle."""
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nearfar import dist
+from nearfar.errors import UserError
 
 
 class Step(NamedTuple):
-    """What one forward gives: the loss to go down, features and projections to watch, numbers to log."""
+    """What one forward gives: the loss to go down, features and projections to watch, numbers to log.
+
+    ``stats`` are numbers or tensors of one value, read only where a row is logged. A few names mean something to
+    whoever watches (training/doctor.py): ``chance``, the loss of an encoder that tells nothing apart;
+    ``prototype_usage``, the share of prototypes that are in use.
+    """
 
     loss: Tensor  # ()
     features: Tensor  # (B·views, features), detached
     projections: Tensor  # (B·views, out), detached
     groups: Tensor  # (B·views,) group ids of both
-    stats: dict[str, float] = {}  # noqa: RUF012 - never written to
+    stats: Mapping[str, float | Tensor] = {}  # noqa: RUF012 - never written to
 
 
 class Progress(NamedTuple):
-    """Where training stands."""
+    """Where training stands, and what a step may draw with."""
 
     step: int
     share: float  # of the budget, in [0, 1]
+    epoch: float = 0.0  # passes over the training images so far
+    generator: torch.Generator = torch.Generator()  # noqa: B008 - the step's own, the same on all processes
+
+
+class Rate(NamedTuple):
+    """How some of a method's parameters differ from the others: see :func:`nearfar.training.optim.build`."""
+
+    scale: float = 1.0  # factor of the learning rate
+    constant: bool = False  # no schedule: always at the peak
+
+
+def positive(config: object, *names: str) -> None:
+    """One line where a setting that must be above 0 is not."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise UserError(f"{name} {getattr(config, name)} must be above 0")
+
+
+def shares(config: object, *names: str) -> None:
+    """One line where a setting that lies from 0 to 1 does not."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"{name} {getattr(config, name)} must lie between 0 and 1")
+
+
+def cosine(start: float, end: float, share: float) -> float:
+    """Half a cosine from one value to another, for momenta. share in [0, 1]
+
+    >>> cosine(0.996, 1.0, 0.0), cosine(0.996, 1.0, 1.0)
+    (0.996, 1.0)
+    """
+    return end - (end - start) * (1 + math.cos(math.pi * share)) / 2
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A copy that takes no gradient and moves by :func:`follow` alone."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(twin: nn.Module, module: nn.Module, momentum: float) -> None:
+    """twin ← m·twin + (1 - m)·module, parameter by parameter; BatchNorm's statistics are each one's own."""
+    torch._foreach_lerp_(list(twin.parameters()), list(module.parameters()), 1 - momentum)
+
+
+class Prototypes(nn.Linear):
+    """K directions of length one. (B, dim), normalised here -> (B, K) cosines
+
+    The weights are brought back to length one by :meth:`normalise`, after every step.
+    """
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__(dim, count, bias=False)
+        self.normalise()
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        self.weight.copy_(F.normalize(self.weight, dim=1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(F.normalize(z, dim=1))
+
+
+@torch.no_grad()
+def usage(assignments: Tensor) -> Tensor:
+    """Which share of K prototypes is in use: the exponential of the entropy of their mean assignment, over K.
+
+    assignments (B, K), rows that sum to one -> () from 1/K, all on one, to 1, all alike
+    """
+    mean = dist.total(assignments.sum(0))  # (K,)
+    p = mean / mean.sum()
+    return torch.exp(-torch.special.xlogy(p, p).sum()) / len(p)
+
+
+class Bank(nn.Module):
+    """A row for each training image: its last embedding, of length one, on all processes alike.
+
+    Args:
+        images: N, of the training set.
+        width: d.
+
+    Rows begin as random directions (InstDisc does); ``seen`` says which have been written since.
+    """
+
+    def __init__(self, images: int, width: int) -> None:
+        super().__init__()
+        if images < 1:
+            raise UserError("this method keeps a row for each training image: give Method the number of images")
+        self.register_buffer("rows", F.normalize(torch.randn(images, width), dim=1))  # (N, d)
+        self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))  # (N,)
+
+    def write(self, index: Tensor, z: Tensor, momentum: float = 0.0) -> None:
+        """rows[index] ← normalised m·rows[index] + (1 - m)·z, from all processes. index (B,), z (B, d)"""
+        with torch.no_grad():
+            index, z = dist.gather(index), dist.gather(F.normalize(z.detach().float(), dim=1))
+            was = self.rows[index] if momentum else 0.0
+            self.rows[index] = F.normalize(momentum * was + (1 - momentum) * z, dim=1)
+            self.seen[index] = True
+
+
+def shuffled(encode: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator) -> Tensor:
+    """``encode(x)`` with the rows of all processes dealt anew among them meanwhile: MoCo's shuffled BatchNorm.
+
+    What a query and its key have in common with their processes' BatchNorm statistics would give the key away
+    (He et al. 2020, section 3.3). No gradient. In one process ``encode(x)``. x (B, …) -> (B, d)
+    """
+    if dist.world() == 1:
+        return encode(x)
+    rows = [n for (n,) in dist.exchange([len(x)], x.device)]
+    order = torch.randperm(sum(rows), generator=generator).to(x.device)
+    first, mine = sum(rows[: dist.rank()]), len(x)
+    with torch.no_grad():
+        dealt = dist.gather(x, rows)[order[first : first + mine]]
+        z = dist.gather(encode(dealt), rows)  # (ΣB, d) in the dealt order
+        return z[order.argsort()[first : first + mine]]

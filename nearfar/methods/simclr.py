@@ -7,17 +7,31 @@ the 2N rows of z. The features h are what is used afterwards.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import nt_xent
-from nearfar.methods.parts import Progress, Step
+from nearfar.methods.parts import Progress, Step, positive
 
 SUPERVISED = False
+PRESETS = {
+    # AdamW, τ and batch chosen on CIFAR-10's training images (docs/methods.md)
+    "small": {},
+    # google-research/simclr: 100 epochs at batch 4096, LARS, 0.3 · 4096/256, ten epochs of warm-up
+    "paper": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 4096, "epochs": 100.0, "policy": "simclr",
+              "optim": {"name": "lars", "lr": 4.8, "weight_decay": 1e-6, "warmup": 0.1},
+              "settings": {"hidden": 2048, "dim": 128, "temperature": 0.1}},
+    # Chen 2020b (arXiv:2006.10029): a projector of three layers, 800 epochs, the learning rate by √batch
+    "v2": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 4096, "epochs": 800.0, "policy": "simclr",
+           "optim": {"name": "lars", "lr": 6.4, "weight_decay": 1e-4, "warmup": 0.05},
+           "settings": {"depth": 3, "hidden": 2048, "dim": 128, "temperature": 0.1}},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,14 +48,13 @@ class Config:
     """normalisation in the projector: batch, layer or none"""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"temperature {self.temperature} must be above 0")
+        positive(self, "temperature")
         if self.dim < 1 or self.hidden < 0 or self.depth < 0:
             raise UserError(f"projector of depth {self.depth}, hidden {self.hidden}, dim {self.dim}: too small")
 
 
 class Method(nn.Module):
-    def __init__(self, encoder: nn.Module, config: Config, classes: int = 0) -> None:
+    def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
         self.encoder, self.config, self.views = encoder, config, 2
         d = encoder.features
@@ -56,7 +69,8 @@ class Method(nn.Module):
         z = self.project(h)  # (2B, out)
         groups = index.repeat(len(views))  # the picture's index: its two views belong together
         loss = nt_xent(z, groups, temperature=self.config.temperature)
-        return Step(loss, h.detach(), z.detach(), groups)
+        chance = math.log(dist.world() * len(z) - 1)  # of guessing among all others
+        return Step(loss, h.detach(), z.detach(), groups, {"chance": chance})
 
     def after_step(self, progress: Progress) -> None:
         """Nothing moves but by gradient."""

@@ -15,9 +15,16 @@ from torch import Tensor, nn
 from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import nt_xent
-from nearfar.methods.parts import Progress, Step
+from nearfar.methods.parts import Progress, Step, positive
 
 SUPERVISED = True
+PRESETS = {
+    "small": {},
+    # section 4 and the authors' code: SGD, 0.05 at batch 256 by the batch, cosine, ten epochs of warm-up of 350
+    "paper": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 6144, "epochs": 350.0, "policy": "simclr",
+              "optim": {"name": "lars", "lr": 1.2, "weight_decay": 1e-4, "warmup": 0.03},
+              "settings": {"hidden": 2048, "dim": 128, "temperature": 0.1}},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,13 @@ class Config:
     """normalisation in the projector: batch, layer or none"""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"temperature {self.temperature} must be above 0")
+        positive(self, "temperature")
         if self.dim < 1 or self.hidden < 0 or self.depth < 1:
             raise UserError(f"projector of depth {self.depth}, hidden {self.hidden}, dim {self.dim}: too small")
 
 
 class Method(nn.Module):
-    def __init__(self, encoder: nn.Module, config: Config, classes: int = 0) -> None:
+    def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
         self.encoder, self.config, self.views = encoder, config, 2
         d = encoder.features

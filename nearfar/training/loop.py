@@ -15,13 +15,16 @@ from torch import Tensor
 from nearfar.errors import UserError
 from nearfar.evaluate.geometry import effective_rank
 from nearfar.methods.parts import Progress, Step
-from nearfar.training.schedule import Pace, learning_rate
+from nearfar.training.optim import Optim, set_rates
+from nearfar.training.schedule import Pace
 
 LOG_EVERY = 10
 
 
 class Batches(Protocol):
     """What the loop needs of a loader."""
+
+    steps_per_epoch: int
 
     def iterate(self, start: int, stop: int | None) -> Iterator[Any]: ...
 
@@ -73,7 +76,7 @@ def watch(step: Step) -> dict[str, float]:
 
 def fit(
     fabric: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Batches,
-    views: Callable[..., list[Tensor]], pace: Pace, *, seed: int, warmup: float, clip: float = 0.0,
+    views: Callable[..., list[Tensor]], pace: Pace, *, seed: int, optim: Optim,
     log: Callable[[dict[str, float]], None] = lambda row: None,
     show: Callable[..., None] = lambda share, **said: None,
     at_interval: Callable[[int, float], None] = lambda step, share: None, interval: float = 60.0,
@@ -92,7 +95,7 @@ def fit(
     """
     method = getattr(model, "module", model)
     make = views.seen if getattr(method, "wants_maps", False) else views
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    before_step = getattr(method, "before_step", lambda progress: None)
     clock, start = Clock(), time.perf_counter()
     clock.lap()
     model.train()
@@ -100,19 +103,19 @@ def fit(
     for step, batch in enumerate(loader.iterate(0, None)):
         clock.lap("data")
         share = pace.share(step)
-        for group, peak in zip(optimizer.param_groups, peaks):
-            group["lr"] = peak * learning_rate(share, warmup)
-        seen = make(batch.content, step_generator(seed, step), fabric.device)
+        rate_now, generator = set_rates(optimizer, optim, share), step_generator(seed, step)
+        seen = make(batch.content, generator, fabric.device)
         index = torch.as_tensor(batch.index).to(fabric.device)
         labels = None if batch.label is None else torch.as_tensor(batch.label).to(fabric.device)
         clock.lap("views")
-        progress = Progress(step, share)
+        progress = Progress(step, share, step / loader.steps_per_epoch, generator)
         out = model(seen, index, labels, progress)
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(out.loss)
         clock.lap("encoder")
-        if clip:
-            fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
+        before_step(progress)
+        if optim.clip:
+            fabric.clip_gradients(model, optimizer, max_norm=optim.clip, error_if_nonfinite=False)
         optimizer.step()
         method.after_step(progress)
         clock.lap("optimiser")
@@ -123,12 +126,12 @@ def fit(
             loss = float(out.loss.detach())
             if not math.isfinite(loss):
                 raise UserError(
-                    f"the loss is {loss} at step {step}: lower --optim.lr ({peaks[0]}) or set --optim.clip 1"
+                    f"the loss is {loss} at step {step}: lower --optim.lr ({optim.lr}) or set --optim.clip 1"
                 )
             rate = (step + 1) * len(batch.index) / elapsed
             row = {"step": step + 1, "time": round(elapsed, 3), "loss": loss, "share": share,
-                   "lr": optimizer.param_groups[0]["lr"], "images_per_second": rate}  # fmt: skip
-            log(row | watch(out) | out.stats)
+                   "lr": rate_now, "images_per_second": rate}  # fmt: skip
+            log(row | watch(out) | {name: float(value) for name, value in out.stats.items()})
             show(share, step=step + 1, loss=loss, rate=rate, left=pace.left(step + 1, elapsed))
         if time.perf_counter() - saved > interval and not done:
             at_interval(step + 1, share)

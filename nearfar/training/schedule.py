@@ -7,15 +7,27 @@ import math
 from nearfar.errors import UserError
 
 
-def learning_rate(share: float, warmup: float) -> float:
-    """Linear from 0 over ``warmup``, then half a cosine to 0, as a factor of the peak. share in [0, 1]
+SCHEDULES = ("cosine", "constant", "step")
+
+
+def learning_rate(share: float, warmup: float, schedule: str = "cosine", end: float = 0.0) -> float:
+    """Linear from 0 over ``warmup``, then the schedule, as a factor of the peak. share in [0, 1]
+
+    ``cosine`` is half a cosine to ``end``; ``constant`` stays; ``step`` is a tenth from 60 % of the training on and
+    a hundredth from 80 % on (MoCo v1: 120 and 160 of 200 epochs).
 
     >>> learning_rate(0.05, 0.1), learning_rate(0.1, 0.1), learning_rate(1.0, 0.1)
     (0.5, 1.0, 0.0)
+    >>> learning_rate(0.7, 0.0, "step"), learning_rate(1.0, 0.1, end=0.01)
+    (0.1, 0.01)
     """
     if share < warmup:
         return share / warmup
-    return 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return 1.0 if share < 0.6 else 0.1 if share < 0.8 else 0.01
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
 
 
 class Pace:

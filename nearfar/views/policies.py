@@ -110,11 +110,14 @@ def plan_of(name: str, views: Views) -> Plan:
     return tuple(replace(base[min(i, len(base) - 1)], **v) for i, v in enumerate(views))
 
 
-def choose(shape: tuple[int, int, int], hint: str | None) -> str:
-    """The policy that ``auto`` stands for, from the image's (H, W, C) and what the source says of itself."""
+def choose(shape: tuple[int, int, int], hint: str | None, own: tuple[str, str] | None = None) -> str:
+    """The policy that ``auto`` stands for, from the image's (H, W, C) and what the source says of itself.
+
+    ``own`` are a method's own two for photographs, large and small.
+    """
     if hint:
         return hint
     height, width, channels = shape
     if channels != 3:
         return "objects-grey" if max(height, width) >= 16 else "digits"
-    return "simclr-small" if max(height, width) < 65 else "simclr"
+    return (own or ("simclr", "simclr-small"))[max(height, width) < 65]
