@@ -10,9 +10,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nearfar import build
+from nearfar import recipe as recipes
 from nearfar.data import open_source
 from nearfar.errors import UserError
-from nearfar import recipe as recipes
 from nearfar.run import fresh, learn
 
 

@@ -22,6 +22,7 @@ from nearfar import build, dist, gallery
 from nearfar import recipe as recipes
 from nearfar.build import Input
 from nearfar.data import Loader, Source, Splits, to_stderr
+from nearfar.encoders.norm import synchronise
 from nearfar.environment import describe_environment
 from nearfar.errors import UserError
 from nearfar.evaluate import Evaluation
@@ -70,6 +71,8 @@ def learn(
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
     given = Input(tuple(train.shape), float(train.low), float(train.high))
+    if dist.world() > 1 and getattr(method, "batch_norm", "whole") != "own":
+        synchronise(method)
     optimizer = optim.build(recipe.optim, method)
     fabric = Fabric(accelerator="auto", devices=1, precision=recipe.precision)
     fabric.launch()
@@ -80,12 +83,13 @@ def learn(
         views = build.image_views(recipe, given, method.views, small=getattr(method, "small_views", False),
                                   rank=dist.rank(), world=dist.world())  # fmt: skip
     pace = build.pace(recipe, len(train))
-    loader = Loader(train, recipe.batch, recipe.seed, per_class=getattr(method, "per_class", 0))
+    loader = Loader(train, recipe.batch, recipe.seed, dist.rank(), dist.world(),
+                    per_class=getattr(method, "per_class", 0))  # fmt: skip
     with Bar(f"{recipe.method} on {recipe.source}", show) as bar, torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         clock = loop.fit(
-            fabric, model, optimizer, loader, views, pace, seed=recipe.seed, optim=recipe.optim, log=log, show=bar.update,
-            at_interval=lambda step, share: save(method, recipe, given, step),
+            fabric, model, optimizer, loader, views, pace, seed=recipe.seed, optim=recipe.optim, log=log,
+            show=bar.update, at_interval=lambda step, share: save(method, recipe, given, step),
         )  # fmt: skip
     if recipe.minutes:
         recipe = recipe.changed(pace=tuple(pace.segments))

@@ -168,6 +168,8 @@ def call(name: str, z: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return loss(z, ids, *((other, ids) if "keys" in takes else (weights,)))
     if takes[0] in ("scores", "student"):
         return loss([z, other]) if name == "swav" else loss([z, other], [other, z], weights[0])
+    if "generator" in takes and takes[0] == "z":
+        return loss(z, generator=torch.Generator().manual_seed(0))
     return loss([z, other]) if name == "mmcr" else loss(z, other)
 
 

@@ -51,7 +51,7 @@ EVERY = KEYED | PROXIED
 OTHERS = {  # not of one matrix of embeddings and their groups
     "ArcFace", "CosFace", "CrossBatchMemory", "LearntTemperature", "NormalizedSoftmax", "ProxyAnchor", "ProxyNCA",
     "barlow_twins", "byol", "constant_temperature", "cosine_temperature", "dino", "in_chunks", "linear_temperature",
-    "mmcr", "pair_probability", "prototype_cross_entropy", "simsiam", "sinkhorn", "spherical_kmeans", "swav",
+    "mmcr", "pair_probability", "prototype_cross_entropy", "sigreg", "simsiam", "sinkhorn", "spherical_kmeans", "swav",
     "update_centre", "vicreg", "w_mse",
 }  # fmt: skip
 every = pytest.mark.parametrize("name", EVERY)

@@ -32,7 +32,8 @@ class _Pooled(nn.Module):
         self.features = out.shape[1]
 
     def pooled(self, x: Tensor) -> Tensor:
-        return self.net(x).float()
+        y = self.net(x)
+        return y if y.dtype == torch.float64 else y.float()
 
 
 def _replace_first_conv(net: nn.Module, channels: int, small: bool) -> None:

@@ -135,7 +135,7 @@ class ImageEncoder(nn.Module):
         if hasattr(self.backbone, "pooled"):
             return self.backbone.pooled(x)
         last = list(self.backbone.maps(x).values())[-1]
-        return last.mean((2, 3), dtype=torch.float32)  # (B, features)
+        return last.mean((2, 3), dtype=torch.promote_types(last.dtype, torch.float32))  # (B, features)
 
 
 def image_encoder(

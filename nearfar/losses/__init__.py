@@ -34,6 +34,7 @@ from nearfar.losses.proxies import (
     proxy_anchor,
     proxy_nca,
 )
+from nearfar.losses.sigreg import sigreg
 from nearfar.losses.softmax import clip, cross_entropy, info_nce, nt_xent, sigmoid, sup_con
 from nearfar.losses.temperature import (
     LearntTemperature,
@@ -49,7 +50,7 @@ __all__ = [
     "cosface", "cosine_temperature", "cross_entropy", "dcl", "dclw", "debiased", "dino", "hard_negative", "in_chunks",
     "info_nce", "lifted_structure", "linear_temperature", "logistic", "margin_contrastive", "mmcr",
     "multi_similarity", "n_pair", "nca", "normalized_softmax", "nt_xent", "pair_probability",
-    "prototype_cross_entropy", "proxy_anchor", "proxy_nca", "sigmoid", "simsiam", "sinkhorn",
+    "prototype_cross_entropy", "proxy_anchor", "proxy_nca", "sigmoid", "sigreg", "simsiam", "sinkhorn",
     "soft_nearest_neighbour", "spectral", "spherical_kmeans", "sup_con", "swav", "triplet", "uniformity",
     "update_centre", "vicreg", "vince", "w_mse",
 ]  # fmt: skip

@@ -12,12 +12,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.losses import CrossBatchMemory, info_nce
+from nearfar.losses.rows import widened
 from nearfar.methods.parts import Progress, Step, follow, positive, shares, shuffled, twin
 
 SUPERVISED = False
@@ -80,13 +80,13 @@ class Method(nn.Module):
         q = self.project(h)  # (B or 2B, dim)
         with torch.no_grad():
             x = torch.cat([b, a]) if both else b
-            k = F.normalize(shuffled(self.twin, x, progress.generator).float(), dim=1)  # (B or 2B, dim)
+            k = widened(shuffled(self.twin, x, progress.generator), unit=True)  # (B or 2B, dim)
         pairs = list(zip(q.chunk(1 + both), k.chunk(1 + both)))
         # equation 1; the other pictures' new keys are negatives too, and a picture's keys of past epochs positives
         losses = [info_nce(q_v, index, *self.queue(k_v, index), temperature=self.config.temperature)
                   for q_v, k_v in pairs]  # fmt: skip
+        self.fresh = [(k_v, index) for _, k_v in pairs]
         groups = index.repeat(1 + both)
-        self.fresh.append((k, groups))
         chance = math.log(dist.world() * len(index) + len(self.queue))
         if not both:  # the twin's rows stand for the other view, to be watched
             q, groups = torch.cat([q, k.to(q.dtype)]), index.repeat(2)

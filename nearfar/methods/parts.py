@@ -27,7 +27,7 @@ class Step(NamedTuple):
     features: Tensor  # (B·views, features), detached
     projections: Tensor  # (B·views, out), detached
     groups: Tensor  # (B·views,) group ids of both
-    stats: Mapping[str, float | Tensor] = {}  # noqa: RUF012 - never written to
+    stats: Mapping[str, float | Tensor] = {}
 
 
 class Progress(NamedTuple):
@@ -36,7 +36,7 @@ class Progress(NamedTuple):
     step: int
     share: float  # of the budget, in [0, 1]
     epoch: float = 0.0  # passes over the training images so far
-    generator: torch.Generator = torch.Generator()  # noqa: B008 - the step's own, the same on all processes
+    generator: torch.Generator = torch.Generator()
 
 
 class Rate(NamedTuple):
@@ -95,7 +95,7 @@ class Prototypes(nn.Linear):
         self.weight.copy_(F.normalize(self.weight, dim=1))
 
     def forward(self, z: Tensor) -> Tensor:
-        return super().forward(F.normalize(z, dim=1))
+        return super().forward(F.normalize(z, dim=1).to(self.weight.dtype))
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ class Bank(nn.Module):
     def write(self, index: Tensor, z: Tensor, momentum: float = 0.0) -> None:
         """rows[index] ← normalised m·rows[index] + (1 - m)·z, from all processes. index (B,), z (B, d)"""
         with torch.no_grad():
-            index, z = dist.gather(index), dist.gather(F.normalize(z.detach().float(), dim=1))
+            index, z = dist.gather(index), dist.gather(F.normalize(z.detach().to(self.rows.dtype), dim=1))
             was = self.rows[index] if momentum else 0.0
             self.rows[index] = F.normalize(momentum * was + (1 - momentum) * z, dim=1)
             self.seen[index] = True

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.losses import sinkhorn, swav
+from nearfar.losses.rows import widened
 from nearfar.methods.parts import Progress, Prototypes, Step, positive, usage
 
 SUPERVISED = False
@@ -84,17 +85,17 @@ class Method(nn.Module):
         c, b = self.config, len(index)
         sizes = dict.fromkeys(v.shape[-2:] for v in views)
         h = torch.cat([self.encoder(torch.cat([v for v in views if v.shape[-2:] == s])) for s in sizes])  # (B·V, d)
-        z = F.normalize(self.project(h).float(), dim=1)  # (B·V, dim)
-        scores = list(self.prototypes(z).float().split(b))  # V of (B, K)
+        z = widened(self.project(h), unit=True)  # (B·V, dim)
+        scores = list(self.prototypes(z).split(b))  # V of (B, K)
         queued = None
         if c.queue and int(self.queued) == c.queue and progress.epoch >= c.queue_from:
             with torch.no_grad():
-                queued = [self.prototypes(rows).float() for rows in self.queue]  # 2 of (Q, K)
+                queued = [self.prototypes(rows) for rows in self.queue]  # 2 of (Q, K)
         loss = swav(scores, temperature=c.prototype_temperature, epsilon=c.epsilon, iterations=c.iterations,
                     queue_scores=queued)  # fmt: skip
         large = z[: 2 * b].detach()
         self.fresh = large
-        used = usage(sinkhorn(scores[0].detach(), epsilon=c.epsilon, iterations=c.iterations).float())
+        used = usage(sinkhorn(scores[0].detach(), epsilon=c.epsilon, iterations=c.iterations))
         hard = usage(F.one_hot(scores[0].detach().argmax(1), c.prototypes).float())
         stats = {"chance": math.log(c.prototypes), "prototype_usage": hard, "prototype_usage_assigned": used}
         return Step(loss, h[: 2 * b].detach(), large, index.repeat(2), stats)

@@ -6,7 +6,6 @@ import math
 
 from nearfar.errors import UserError
 
-
 SCHEDULES = ("cosine", "constant", "step")
 
 
