@@ -7,15 +7,17 @@
     python benchmarks/methods.py --table methods.jsonl --speed-from speed.jsonl
 
 Each run is a process of its own with the method's own `small` preset. An image-view is one augmented view that goes
-through the encoder; a small crop counts by its area (half the side: a quarter). Methods that take one view of an image
-therefore take twice the steps of those that take two. Beside them stand raw pixels, the untrained encoder of each seed (its
-BatchNorm measured on training images) and `supervised`, plain cross-entropy. Features are those after the last step. The
-judge is nearfar's: kNN, linear probe (C from a split of the training part) and probes on 1 and 10 labels a class, on
-test images that chose nothing. `--jobs 2` runs two at once with a thread each; `--speed` runs each method alone with all
-threads for a few steps, for images a second and peak memory. Runs that are in the file already are passed over.
+through the encoder; a small crop counts by its area (half the side: a quarter). Methods that take one view of an
+image therefore take twice the steps of those that take two. Beside them stand raw pixels, the untrained encoder of each
+seed (its BatchNorm measured on training images) and `supervised`, plain cross-entropy. Features are those after the
+last step. The judge is nearfar's: kNN, linear probe (C from a split of the training part) and probes on 1 and 10 labels a
+class, on test images that chose nothing. `--jobs 2` runs two at once with a thread each; `--speed` runs each method
+alone with all threads for a few steps, for images a second and peak memory. Runs that are in the file already are
+passed over.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -37,6 +39,7 @@ from nearfar.run import fresh, learn
 from nearfar.training.loop import LOG_EVERY
 
 COLUMNS = ("1 label linear", "10 labels linear", "kNN", "linear")
+SIGNS = ("loss", "positive", "negative", "spread", "effective_rank")
 BASELINES = ("raw-pixels", "untrained")
 BATCH = {"digits": 128}
 
@@ -77,7 +80,7 @@ def quality(name: str, data: str, seed: int, views: int, width: int) -> dict:
         row |= {"steps": recipe.steps, "each": each, "seconds": round(learnt.clock.total, 1),
                 "settings": recipe.settings, "optim": vars(recipe.optim), "policy": recipe.policy,
                 "precision": recipe.precision, "findings": said,
-                "signs": {k: rows[-1].get(k) for k in ("loss", "positive", "negative", "spread", "effective_rank")}}  # fmt: skip
+                "signs": {k: rows[-1].get(k) for k in SIGNS}}  # fmt: skip
     features = [build.embed(method, p, (given.low, given.high)) for p in (train, test)]
     return row | judged(features, train, test, seed)
 
@@ -96,10 +99,11 @@ def speed(name: str, data: str, steps: int = 60) -> dict:
     start = time.perf_counter()
     learn(train, recipe, fresh(train, recipe), log=rows.append, show=False)
     late = [r for r in rows if r["step"] >= LOG_EVERY]
-    rates = [(b["step"] - a["step"]) * recipe.batch / (b["time"] - a["time"]) for a, b in zip(late, late[1:])]
+    rates = [(b["step"] - a["step"]) * recipe.batch / (b["time"] - a["time"]) for a, b in itertools.pairwise(late)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"data": Path(data).stem, "method": name, "images_per_second": statistics.median(rates), "each": each,
-            "peak_mb": round(peak), "before_mb": round(before), "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
+            "peak_mb": round(peak), "before_mb": round(before),
+            "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
 
 
 def half(values: list[float]) -> float:
@@ -136,15 +140,15 @@ def table(path: Path, speed_path: Path | None) -> None:
         for name in sorted(of, key=lambda m: -cell(of[m], "linear")[0]):
             runs, cells = of[name], []
             for column in COLUMNS:
-                mark = "".join(sign for sign, base in (("†", "untrained"), ("‡", "raw-pixels"))
-                               if name not in BASELINES and base in of and not beats(runs, of[base], column))  # fmt: skip
+                bases = () if name in BASELINES else (("†", "untrained"), ("‡", "raw-pixels"))
+                mark = "".join(s for s, base in bases if base in of and not beats(runs, of[base], column))
                 mean, wide = cell(runs, column)
                 cells.append(f"{mean:.3f} ±{wide:.3f}{mark}")
             f = fast.get((data, name))
             rate, peak = (f"{f['images_per_second']:,.0f}", f"{f['peak_mb']:,}") if f else ("", "")
             print(f"| {name} | {len(runs)} | {runs[0].get('steps', '')} | {' | '.join(cells)} | {rate} | {peak} |")
         found = [(r["method"], r["seed"], f) for r in rows if r["data"] == data for f in r.get("findings", ())]
-        print("\n" + "\n".join(f"- {m}, seed {s}: {f}" for m, s, f in found) if found else "\nThe doctor found nothing.")
+        print("\n" + ("\n".join(f"- {m}, seed {s}: {f}" for m, s, f in found) or "The doctor found nothing."))
 
 
 def child(words: list[str], threads: int) -> dict | None:

@@ -12,7 +12,7 @@ nearfar     its own recipe `small` of the method.
 lightly     its parts as its CIFAR-10 benchmark puts them together (docs/source/getting_started/benchmarks/
             cifar10_benchmark.py, 2023-03-27): heads, losses, transforms at 32 pixels without blur, a DataLoader with
             two workers, SGD with learning rate 0.06 a 128 images (SwAV: Adam, 0.001), half a cosine by epochs.
-            Kinder than there: workers stay between epochs; bfloat16 where nearfar uses it.
+            Kinder than there: workers stay between epochs; bfloat16 where nearfar uses it. See lightly_methods.py.
 lightly-optimiser   the same with nearfar's optimiser and schedule.
 lightly-as-ours     with nearfar's temperature and projector's sizes, too; what is left are the views and the engine.
 
@@ -26,7 +26,6 @@ was theirs alone at the end.
 """
 
 import argparse
-import copy
 import json
 import math
 import multiprocessing
@@ -38,7 +37,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -57,159 +56,49 @@ def recipe_of(method: str, **changes: Any):
     return recipe.of(method.removesuffix("-two"), **two, **changes)
 
 
-@dataclass
-class Peer:
-    """One of lightly's methods: what is trained, its views, forward (under autocast), and loss (in float32)."""
+def peer_of(method: str, who: str, seed: int) -> tuple[Any, Any]:
+    """The encoder and, around it, lightly's method."""
+    import lightly_methods
+    import torch
 
-    trained: Any  # an nn.Module
-    transform: Callable
-    forward: Callable  # views -> list of (B, d)
-    loss: Callable  # list of (B, d) in float32 -> ()
-    adam: bool = False
+    from nearfar.encoders import image_encoder
+    from nearfar.views.policies import plan_of
 
-    def optimiser(self, batch: int) -> Any:
-        from torch import optim
-
-        if self.adam:
-            return optim.Adam(self.trained.parameters(), 1e-3 * batch / 128, weight_decay=1e-6)
-        return optim.SGD(self.trained.parameters(), 6e-2 * batch / 128, momentum=0.9, weight_decay=5e-4)
-
-
-def simclr(encoder: Any, config: Any | None, crops: Any) -> Peer:
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules.heads import SimCLRProjectionHead
-    from lightly.transforms import SimCLRTransform
-    from torch import nn
-
-    d = encoder.features
-    model = nn.Sequential(encoder, SimCLRProjectionHead(d, 512, config.dim if config else 128))
-    loss = NTXentLoss(config.temperature) if config else NTXentLoss()
-    transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
-    return Peer(model, transform, lambda views: [model(x) for x in views], lambda z: loss(*z))
-
-
-def moco(encoder: Any, config: Any | None, crops: Any) -> Peer:
-    """In both directions, as lightly's benchmark has it; its 8-way split BatchNorm is the ResNet's, not this one's."""
-    from lightly.loss import NTXentLoss
-    from lightly.models import utils
-    from lightly.models.modules.heads import MoCoProjectionHead
-    from lightly.transforms import SimCLRTransform
-    from torch import nn
-
-    c = config
-    momentum, t, queue, dim = (c.momentum, c.temperature, c.queue, c.dim) if c else (0.99, 0.1, 4096, 128)
-    model = nn.Sequential(encoder, MoCoProjectionHead(encoder.features, 512, dim))
-    twin = copy.deepcopy(model)
-    utils.deactivate_requires_grad(twin)
-    loss = NTXentLoss(t, memory_bank_size=(queue, dim))
-
-    def step(query: Any, key: Any) -> list:
-        key, order = utils.batch_shuffle(key)
-        q = model(query)  # (B, dim)
-        return [q, utils.batch_unshuffle(twin(key), order)]
-
-    def forward(views: list) -> list:
-        utils.update_momentum(model, twin, momentum)
-        return step(*views) + step(*views[::-1])
-
-    transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
-    return Peer(model, transform, forward, lambda z: 0.5 * (loss(*z[:2]) + loss(*z[2:])))
-
-
-def swav(encoder: Any, config: Any | None, crops: Any) -> Peer:
-    from lightly.loss import SwaVLoss
-    from lightly.models.modules.heads import SwaVProjectionHead, SwaVPrototypes
-    from lightly.transforms import SwaVTransform
-    from torch import nn
-
-    hidden, dim, count = (config.hidden, config.dim, config.prototypes) if config else (512, 128, 512)
-    model = nn.ModuleList([encoder, SwaVProjectionHead(encoder.features, hidden, dim), SwaVPrototypes(dim, count)])
-    loss = SwaVLoss(config.prototype_temperature, config.iterations, config.epsilon) if config else SwaVLoss()
-
-    def forward(views: list) -> list:
-        model[2].normalize()
-        return [model[2](nn.functional.normalize(model[1](model[0](x)), dim=1)) for x in views]
-
-    sizes = {"crop_sizes": (32,), "crop_counts": (2,), "crop_min_scales": (0.14,), "crop_max_scales": (1.0,)}
-    if crops is not None:  # and nearfar's small ones
-        more = (crops.side(32), crops.count, crops.crop_min, crops.crop_max)
-        sizes = {name: (*held, x) for (name, held), x in zip(sizes.items(), more)}
-    transform = SwaVTransform(**sizes, cj_strength=0.5, gaussian_blur=0.0)
-    return Peer(model, transform, forward, lambda z: loss(z[:2], z[2:]), adam=True)
-
-
-def barlow_twins(encoder: Any, config: Any | None, crops: Any) -> Peer:
-    from lightly.loss import BarlowTwinsLoss
-    from lightly.models.modules.heads import BarlowTwinsProjectionHead, ProjectionHead
-    from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform
-    from torch import nn
-
-    d = encoder.features
-    if config:
-        head = BarlowTwinsProjectionHead(d, config.hidden, config.dim)
-    else:  # two layers on CIFAR-10
-        head = ProjectionHead([(d, 2048, nn.BatchNorm1d(2048), nn.ReLU(inplace=True)), (2048, 2048, None, None)])
-    model = nn.Sequential(encoder, head)
-    loss = BarlowTwinsLoss(config.off_diagonal) if config else BarlowTwinsLoss()
-    views = (BYOLView1Transform(input_size=32, gaussian_blur=0.0), BYOLView2Transform(input_size=32, gaussian_blur=0.0))
-    return Peer(model, BYOLTransform(*views), lambda views: [model(x) for x in views], lambda z: loss(*z))
-
-
-PEERS = {"simclr": simclr, "moco": moco, "swav": swav, "swav-two": swav, "barlow-twins": barlow_twins}
-
-
-def pictures(x: Any) -> Any:
-    """Arrays as lightly wants a data set: PIL images, its transform set from outside. x (N, H, W, 3) uint8"""
-    from PIL import Image
-    from torch.utils.data import Dataset
-
-    class Pictures(Dataset):
-        transform = None
-
-        def __len__(self) -> int:
-            return len(x)
-
-        def __getitem__(self, i: int) -> tuple:
-            return self.transform(Image.fromarray(x[i])), 0
-
-    return Pictures()
+    recipe = recipe_of(method)
+    torch.manual_seed(seed)  # so that the encoder's first weights are nearfar's
+    # the transform normalises with ImageNet's figures, so the encoder is given none of its own
+    encoder = image_encoder(recipe.encoder, (32, 32, 3), torch.zeros(3), torch.ones(3), width=recipe.width)
+    config = recipe.method_config() if who == "lightly-as-ours" else None
+    small = {"small": plan_of("swav-small", {})[-1]} if method == "swav" else {}
+    return encoder, getattr(lightly_methods, recipe.method.replace("-", "_"))(encoder, config, **small)
 
 
 def lightly(given: argparse.Namespace, method: str, who: str, seed: int) -> dict:
     import numpy as np
     import torch
     from lightly.data import LightlyDataset
+    from lightly_methods import Pictures
     from torch.utils.data import DataLoader
 
     from nearfar.build import has_fast_bf16
-    from nearfar.encoders import image_encoder
     from nearfar.training.optim import build, set_rates
-    from nearfar.views.policies import plan_of
 
     warnings.filterwarnings("ignore", module="lightly|torch")
     with np.load(given.data) as held:
-        x = held["x_train"]
-    if x.shape[1:] != (32, 32, 3):
-        sys.exit(f"{given.data}: lightly's recipe is for 32×32 pixels in colour, these are {x.shape[1:]}")
-    recipe = recipe_of(method)
-    torch.manual_seed(seed)  # so that the encoder's first weights are nearfar's
-    # the transform normalises with ImageNet's figures, so the encoder is given none of its own
-    encoder = image_encoder(recipe.encoder, x.shape[1:], torch.zeros(3), torch.ones(3), width=recipe.width)
-    crops = plan_of("swav-small", {})[-1] if method == "swav" else None
-    peer = PEERS[method](encoder, recipe.method_config() if who == "lightly-as-ours" else None, crops)
-    data = LightlyDataset.from_torch_dataset(pictures(x), transform=peer.transform)
-    loader = DataLoader(data, given.batch, shuffle=True, drop_last=True, num_workers=given.workers,
-                        persistent_workers=given.workers > 0)  # fmt: skip
+        data = Pictures(held["x_train"])
+    encoder, peer = peer_of(method, who, seed)
+    loader = DataLoader(LightlyDataset.from_torch_dataset(data, transform=peer.transform), given.batch, shuffle=True,
+                        drop_last=True, num_workers=given.workers, persistent_workers=given.workers > 0)  # fmt: skip
     steps = math.ceil(given.epochs * len(loader))  # as nearfar counts
-    ours = who != "lightly"
-    optimiser = build(recipe.optim, peer.trained) if ours else peer.optimiser(given.batch)
-    cosine = None if ours else torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, math.ceil(given.epochs))
+    ours = None if who == "lightly" else recipe_of(method).optim
+    optimiser = build(ours, peer.trained) if ours else peer.optimiser(given.batch)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, math.ceil(given.epochs))
     peer.trained.train()
     losses, seen, before, start = [], 0, peak(), time.perf_counter()
     while len(losses) < steps:
         for views, _, _ in loader:
             if ours:
-                set_rates(optimiser, recipe.optim, len(losses) / steps)
+                set_rates(optimiser, ours, len(losses) / steps)
             with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16()):
                 z = peer.forward(views)
             loss = peer.loss([part.float() for part in z])
@@ -220,13 +109,13 @@ def lightly(given: argparse.Namespace, method: str, who: str, seed: int) -> dict
             seen += sum(map(len, views))
             if len(losses) == steps:
                 break
-        if cosine:
+        if not ours:
             cosine.step()
     took = time.perf_counter() - start
-    memory = {"memory": peak(), "memory_before": before} | workers_memory()
+    rows = {"steps": steps, "seconds": took, "views": seen, "losses": [float(losses[0]), float(losses[-1])],
+            "memory": peak(), "memory_before": before}  # fmt: skip
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    rows = {"steps": steps, "seconds": took, "views": seen, "losses": [float(losses[0]), float(losses[-1])]}
-    return rows | memory | judged(given, encoder, lambda pixels: (pixels - mean) / std)
+    return rows | workers_memory() | judged(given, encoder, lambda pixels: (pixels - mean) / std)
 
 
 def workers_memory() -> dict:
@@ -258,10 +147,10 @@ def nearfar(given: argparse.Namespace, method: str, who: str, seed: int) -> dict
     learnt = learn(source, recipe, model, show=False, log=lambda row: losses.append(row["loss"]))
     took, memory = time.perf_counter() - start, peak()
     steps = learnt.pace.last_step
-    plan = image_views(recipe, learnt.input, model.views, small=getattr(model, "small_views", False)).plan
-    rows = {"steps": steps, "seconds": took, "views": steps * given.batch * len(plan), "losses": [losses[0], losses[-1]]}
-    memory = {"memory": memory, "memory_before": before, "workers": 0.0, "workers_private": 0.0}
-    return rows | memory | judged(given, learnt.method.encoder, lambda pixels: pixels)
+    made = image_views(recipe, learnt.input, model.views, small=getattr(model, "small_views", False))
+    rows = {"steps": steps, "seconds": took, "views": steps * given.batch * len(made.sizes),
+            "losses": [losses[0], losses[-1]], "memory": memory, "memory_before": before}  # fmt: skip
+    return rows | workers_memory() | judged(given, learnt.method.encoder, lambda pixels: pixels)
 
 
 def judged(given: argparse.Namespace, encoder: Any, prepare: Callable) -> dict:
@@ -321,8 +210,8 @@ def run_all(given: argparse.Namespace) -> int:
     there = [{key: row[key] for key in asked(given, "", "", 0)} for row in lines(given.out)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(given.threads))
     failed = 0
-    for turn, (seed, method) in enumerate((s, m) for s in given.seeds for m in given.methods):
-        for who in given.who[:: -1 if turn % 2 else 1]:
+    for seed, method in ((s, m) for s in given.seeds for m in given.methods):
+        for who in given.who[:: -1 if (seed + METHODS.index(method)) % 2 else 1]:
             if asked(given, method, who, seed) in there:
                 continue
             command = [sys.executable, __file__, *sys.argv[1:], "--one", method, who, str(seed)]
@@ -356,18 +245,18 @@ def median(rows: list[dict], value: Callable[[dict], float]) -> float:
 def side(method: str, who: str, rows: list[dict]) -> str:
     """A row: one side's figures over seeds."""
     scores = " | ".join(spread([r[name] for r in rows], ".3f") for name in SCORES)
-    seconds, rate = median(rows, lambda r: r["seconds"]), median(rows, lambda r: r["views"] / r["seconds"])
-    mb = [median(rows, lambda r, name=name: r[name]) for name in ("memory", "memory_before", "workers", "workers_private")]
-    return (f"| {method} | {who} | {len(rows)} | {scores} | {seconds:.0f} | {rate:,.0f} | {mb[0]:,.0f} ({mb[1]:,.0f}) | "
-            f"{mb[2]:,.0f} ({mb[3]:,.0f}) |")  # fmt: skip
+    seconds, rate = median(rows, itemgetter("seconds")), median(rows, lambda r: r["views"] / r["seconds"])
+    mb = [f"{median(rows, itemgetter(k)):,.0f}" for k in ("memory", "memory_before", "workers", "workers_private")]
+    return (f"| {method} | {who} | {len(rows)} | {scores} | {seconds:.0f} | {rate:,.0f} | {mb[0]} ({mb[1]}) | "
+            f"{mb[2]} ({mb[3]}) |")  # fmt: skip
 
 
 def against(method: str, who: str, pairs: list[tuple[dict, dict]]) -> str:
     """A row: nearfar less another in scores, the other over nearfar in seconds, nearfar over the other in memory."""
     scores = " | ".join(spread([a[name] - b[name] for a, b in pairs], "+.3f") for name in SCORES)
     ours, theirs = zip(*pairs)
-    seconds = [median(rows, lambda r: r["seconds"]) for rows in (ours, theirs)]
-    memory = [median(rows, lambda r: r["memory"]) for rows in (ours, theirs)]
+    seconds = [median(rows, itemgetter("seconds")) for rows in (ours, theirs)]
+    memory = [median(rows, itemgetter("memory")) for rows in (ours, theirs)]
     each = [b["seconds"] / a["seconds"] for a, b in pairs]
     return (f"| {method} | {who} | {len(pairs)} | {scores} | {seconds[1] / seconds[0]:.2f} ({min(each):.2f} to "
             f"{max(each):.2f}) | {memory[0] / memory[1]:.2f} |")  # fmt: skip

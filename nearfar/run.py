@@ -31,10 +31,13 @@ from nearfar.evaluate import neighbours as nearest_rows
 from nearfar.recipe import Recipe
 from nearfar.training import checkpoint, loop, optim
 from nearfar.training.checkpoint import write_bytes
+from nearfar.training.doctor import Doctor, Facts
 from nearfar.training.memory import keep_freed
 from nearfar.training.metrics import MetricsFile
 from nearfar.training.progress import Bar
+from nearfar.training.watch import OnlineKNN
 
+_WATCHED = 500  # held-out images that are looked at while it trains
 _BUDGETS = ("epochs", "steps", "minutes")
 
 
@@ -60,7 +63,7 @@ def fresh(train: Source, recipe: Recipe, say: Callable[[str], None] = lambda tex
 def learn(
     train: Source, recipe: Recipe, method: Any, *, log: Callable[[dict], None] = lambda row: None,
     save: Callable[[Any, Recipe, Input, int], None] = lambda *a: None, show: bool | None = None,
-    views: Callable[..., list[torch.Tensor]] | None = None,
+    views: Callable[..., list[torch.Tensor]] | None = None, held_out: Source | None = None,
 ) -> Learnt:  # fmt: skip
     """Train on a source by a resolved recipe; everything random comes from the recipe's seed.
 
@@ -82,6 +85,7 @@ def learn(
     if views is None:
         views = build.image_views(recipe, given, method.views, small=getattr(method, "small_views", False),
                                   rank=dist.rank(), world=dist.world())  # fmt: skip
+    doctor = Doctor(Facts(recipe.method, recipe.settings, recipe.optim))
     pace = build.pace(recipe, len(train))
     loader = Loader(train, recipe.batch, recipe.seed, dist.rank(), dist.world(),
                     per_class=getattr(method, "per_class", 0))  # fmt: skip
@@ -89,12 +93,21 @@ def learn(
         torch.manual_seed(recipe.seed)
         clock = loop.fit(
             fabric, model, optimizer, loader, views, pace, seed=recipe.seed, optim=recipe.optim, log=log,
-            show=bar.update, at_interval=lambda step, share: save(method, recipe, given, step),
+            show=bar.update, at_interval=lambda step, share: save(method, recipe, given, step), doctor=doctor,
+            online=_online_knn(method, train, held_out, given),
         )  # fmt: skip
     if recipe.minutes:
         recipe = recipe.changed(pace=tuple(pace.segments))
     method.eval()
     return Learnt(method, recipe, given, clock, pace)
+
+
+def _online_knn(method: Any, train: Source, held_out: Source | None, given: Input) -> OnlineKNN | None:
+    """A judge on at most 500 held-out images, evenly taken, where there are labels."""
+    if held_out is None or train.labels is None or held_out.labels is None:
+        return None
+    part = held_out.subset(np.unique(np.linspace(0, len(held_out) - 1, _WATCHED).astype(np.int64)))
+    return OnlineKNN(lambda: build.embed(method, part, given.range_for(part)), part.labels)
 
 
 def claim(out: Path, force: bool) -> None:

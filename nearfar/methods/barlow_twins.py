@@ -17,9 +17,10 @@ from nearfar.losses import barlow_twins
 from nearfar.methods.parts import Progress, Step, positive
 
 SUPERVISED = False
-POLICY = ("barlow-twins", "byol-small")
+POLICY = ("barlow-twins", "simclr-small")
 PRESETS = {
-    "small": {"settings": {"hidden": 1024, "dim": 1024, "scale": 0.1}},
+    # a narrow projector, where λ must weigh more (there are d² - d redundancies to d agreements)
+    "small": {"optim": {"lr": 0.002}, "settings": {"hidden": 512, "dim": 256, "off_diagonal": 0.02}},
     # facebookresearch/barlowtwins: LARS, weights 0.2 and vectors 0.0048 at batch 256, by the batch; to a thousandth
     "paper": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 2048, "epochs": 1000.0,
               "policy": "barlow-twins",
@@ -32,8 +33,6 @@ PRESETS = {
 class Config:
     off_diagonal: float = 0.0051
     """λ of equation 1: the weight of redundancy"""
-    scale: float = 0.025
-    """factor of the loss, as a share of the authors' 1; kept in step with their learning rate"""
     depth: int = 3
     """linear layers of the projector"""
     hidden: int = 8192
@@ -44,7 +43,7 @@ class Config:
     """normalisation in the projector: batch, layer or none"""
 
     def __post_init__(self) -> None:
-        positive(self, "off_diagonal", "scale", "depth", "hidden", "dim")
+        positive(self, "off_diagonal", "depth", "hidden", "dim")
 
 
 class Method(nn.Module):
@@ -62,10 +61,10 @@ class Method(nn.Module):
         # section 4: one view after the other, so that BatchNorm takes each view's own statistics
         h = [self.encoder(x) for x in views]  # 2 of (B, features)
         z = [self.project(h_v) for h_v in h]  # 2 of (B, dim)
-        loss = self.config.scale * barlow_twins(*z, off_diagonal=self.config.off_diagonal)
+        loss = barlow_twins(*z, off_diagonal=self.config.off_diagonal)
         both, out = torch.cat(h).detach(), torch.cat(z).detach()
         # an encoder that tells nothing apart correlates nowhere: 1 a feature
-        return Step(loss, both, out, index.repeat(2), {"chance": self.config.scale * self.config.dim})
+        return Step(loss, both, out, index.repeat(2), {"chance": self.config.dim})
 
     def after_step(self, progress: Progress) -> None:
         """Nothing moves but by gradient."""

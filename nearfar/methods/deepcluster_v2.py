@@ -7,8 +7,8 @@ Its centroids become the head's prototypes and stand still until the next time; 
 against them by cross-entropy with the picture's cluster as the class, and the heads' losses are averaged.
 
 The authors pass over all pictures once, without learning, before the first clustering. Here the first epoch learns: the
-pictures seen so far are clustered after the first step and whenever they have doubled, and a picture that has no
-cluster yet is given that of the nearest prototype.
+pictures seen so far are clustered after the first step and whenever they have doubled, and those that have no cluster
+yet are dealt to the prototypes alike by Sinkhorn-Knopp, as in SwAV (given to the nearest, the embedding collapses).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nearfar import dist
 from nearfar.encoders.project import mlp
-from nearfar.losses import prototype_cross_entropy, spherical_kmeans
+from nearfar.losses import prototype_cross_entropy, sinkhorn, spherical_kmeans
 from nearfar.methods.parts import Bank, Progress, Step, positive, usage
 
 SUPERVISED = False
@@ -89,18 +89,21 @@ class Method(nn.Module):
         z = F.normalize(self.project(h).float(), dim=1)  # (B·V, dim)
         large = z[: 2 * b].detach()
         self.fresh = index, large
-        losses = [self._loss(head, z, index, k) for head in range(self.config.heads)] if k else [0 * z.sum()]
+        losses = [0 * z.sum()]
+        if k:
+            losses = [self._loss(head, z, index, progress.epoch < 1) for head in range(self.config.heads)]
         stats = {"chance": math.log(k), "prototype_usage": self.used.clone()} if k else {}
         return Step(torch.stack(losses).mean(), h[: 2 * b].detach(), large, index.repeat(2), stats)
 
-    def _loss(self, head: int, z: Tensor, index: Tensor, k: int) -> Tensor:
+    def _loss(self, head: int, z: Tensor, index: Tensor, first: bool) -> Tensor:
         """Cross-entropy of all views with the clusters of one head. z (B·V, dim), index (B,) -> ()"""
         b = len(index)
-        scores = z @ self.prototypes[head, :k].to(z.dtype).T  # (B·V, K)
-        nearest = scores[head % 2 * b :][:b].argmax(1)  # (B,) by the view whose bank this head clusters
-        held = self.assignments[head, index]  # (B,)
-        y = torch.where(held < 0, nearest, held).repeat(len(z) // b)  # (B·V,)
-        return prototype_cross_entropy(scores, y, temperature=self.config.prototype_temperature)
+        scores = z @ self.prototypes[head, : int(self.clusters)].to(z.dtype).T  # (B·V, K)
+        y = self.assignments[head, index]  # (B,)
+        if first:
+            view = scores[head % 2 * b :][:b].detach()  # (B, K) of the view whose bank this head clusters
+            y = torch.where(y < 0, sinkhorn(view).argmax(1), y)
+        return prototype_cross_entropy(scores, y.repeat(len(z) // b), temperature=self.config.prototype_temperature)
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:

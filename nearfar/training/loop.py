@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nearfar.errors import UserError
-from nearfar.evaluate.geometry import effective_rank
-from nearfar.methods.parts import Progress, Step
+from nearfar.methods.parts import Progress
+from nearfar.training.doctor import Doctor, Facts
 from nearfar.training.optim import Optim, set_rates
 from nearfar.training.schedule import Pace
+from nearfar.training.watch import OnlineKNN, Watch
 
 LOG_EVERY = 10
 
@@ -54,32 +54,13 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def watch(step: Step) -> dict[str, float]:
-    """Cheap signs of health on one batch: similarities of positives and negatives, spread, effective rank."""
-    z = F.normalize(step.projections.float(), dim=1)[:1024]  # (n, out)
-    groups = step.groups[:1024] if len(step.groups) <= 1024 else None
-    if groups is None:  # keep both views of the first images
-        half = len(step.groups) // 2
-        rows = torch.cat([torch.arange(512), half + torch.arange(512)]).to(step.groups.device)
-        z, groups = F.normalize(step.projections.float()[rows], dim=1), step.groups[rows]
-    cos = z @ z.T
-    same = groups[:, None] == groups[None, :]
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    features = step.features[:512].float()
-    return {
-        "positive": float(cos[same & ~itself].mean()) if bool((same & ~itself).any()) else float("nan"),
-        "negative": float(cos[~same].mean()) if bool((~same).any()) else float("nan"),
-        "std": float(F.normalize(features, dim=1).std(0).mean() * math.sqrt(features.shape[1])),
-        "effective_rank": float(effective_rank(features.cpu().numpy())),
-    }
-
-
 def fit(
     fabric: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Batches,
     views: Callable[..., list[Tensor]], pace: Pace, *, seed: int, optim: Optim,
     log: Callable[[dict[str, float]], None] = lambda row: None,
     show: Callable[..., None] = lambda share, **said: None,
     at_interval: Callable[[int, float], None] = lambda step, share: None, interval: float = 60.0,
+    doctor: Doctor | None = None, online: OnlineKNN | None = None,
 ) -> Clock:  # fmt: skip
     """Train ``model`` until ``pace`` is done; returns where the seconds went.
 
@@ -90,13 +71,15 @@ def fit(
             ``views.seen`` is asked in its place and gives each view with the map into its image.
         log: takes a row for metrics.jsonl; show: takes what the bar says; at_interval: is called about every
             ``interval`` seconds, between steps (checkpoints).
+        doctor: sees the rows and says what is wrong; online: judges features on held-out images at a few points.
 
-    Raises ``UserError`` where the loss stops being finite, naming the step.
+    Raises ``UserError`` where the loss stops being finite, naming the step and the likely cause.
     """
     method = getattr(model, "module", model)
     make = views.seen if getattr(method, "wants_maps", False) else views
     before_step = getattr(method, "before_step", lambda progress: None)
     clock, start = Clock(), time.perf_counter()
+    watch, doctor = Watch(model), doctor or Doctor(Facts(optim=optim))
     clock.lap()
     model.train()
     saved = start
@@ -114,24 +97,27 @@ def fit(
         fabric.backward(out.loss)
         clock.lap("encoder")
         before_step(progress)
+        norm = None
         if optim.clip:
-            fabric.clip_gradients(model, optimizer, max_norm=optim.clip, error_if_nonfinite=False)
+            norm = fabric.clip_gradients(model, optimizer, max_norm=optim.clip, error_if_nonfinite=False)
         optimizer.step()
         method.after_step(progress)
         clock.lap("optimiser")
+        watch.glance(step + 1, out.loss)
+        if online:
+            online.keep(out.features, labels)
         elapsed = time.perf_counter() - start
         pace.observe(step + 1, elapsed)
         done = pace.done(step + 1)
         if step % LOG_EVERY == 0 or step < 10 or done:
-            loss = float(out.loss.detach())
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} at step {step}: lower --optim.lr ({optim.lr}) or set --optim.clip 1"
-                )
-            rate = (step + 1) * len(batch.index) / elapsed
+            loss, rate = float(out.loss.detach()), (step + 1) * len(batch.index) / elapsed
             row = {"step": step + 1, "time": round(elapsed, 3), "loss": loss, "share": share,
                    "lr": rate_now, "images_per_second": rate}  # fmt: skip
-            log(row | watch(out) | {name: float(value) for name, value in out.stats.items()})
+            row |= watch.look(out, batch.content, norm) | (online.judge(share, done) if online else {})
+            log(row)
+            findings = doctor.see(row)
+            if watch.broken_at:
+                raise UserError
             show(share, step=step + 1, loss=loss, rate=rate, left=pace.left(step + 1, elapsed))
         if time.perf_counter() - saved > interval and not done:
             at_interval(step + 1, share)

@@ -1,0 +1,80 @@
+"""Margin contrastive: images of a class are pulled together, others pushed until they are a margin apart.
+
+Hadsell, Chopra, LeCun 2006, *Dimensionality Reduction by Learning an Invariant Mapping* (CVPR 2006): ½D² for a
+similar pair, ½ max(0, m - D)² for a dissimilar one, D the Euclidean distance of the embeddings. Here over all pairs
+of a batch of P classes with K images each, positives and negatives weighing half each. Musgrave, Belongie, Lim 2020,
+*A Metric Learning Reality Check* (arXiv:2003.08505), found it level with what came after; they take D on the sphere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from nearfar.encoders.project import mlp
+from nearfar.errors import UserError
+from nearfar.losses import margin_contrastive
+from nearfar.losses.rows import widened
+from nearfar.methods.parts import Progress, Step, positive
+
+SUPERVISED = True
+PRESETS = {
+    "small": {},
+    # Musgrave et al. (KevinMusgrave/powerful-benchmarker, docs/papers/mlrc.md and src/…/configs): CUB-200 at batch
+    # 256, 4 images a class, margin 0.7694 on the sphere, and no pull below 0.2227, which is left out here. RMSprop
+    # at 1e-6 from ImageNet's weights, BatchNorm frozen, stopped early: AdamW from scratch stands in for it
+    "paper": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 256, "epochs": 100.0, "policy": "simclr",
+              "views": {"crop_min": 0.16, "bicubic": False, "colour": 0.0, "grey": 0.0, "blur": 0.0},
+              "optim": {"lr": 1e-3, "weight_decay": 1e-4},
+              "settings": {"unit": True, "margin": 0.7694}},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    margin: float = 1.0
+    """m, how far apart images of different classes are to be"""
+    unit: bool = False
+    """bring embeddings to length one first (the paper does not), so that distances are from 0 to 2"""
+    per_class: int = 4
+    """K, images of each class in a batch"""
+    depth: int = 1
+    """linear layers of the embedding head (0: none)"""
+    hidden: int = 0
+    """width of the head's hidden layers; 0: as wide as the features"""
+    dim: int = 128
+    """dimensions of the embedding"""
+    norm: str = "batch"
+    """normalisation in the head: batch, layer or none"""
+
+    def __post_init__(self) -> None:
+        positive(self, "margin", "dim")
+        if self.unit and self.margin > 2:
+            raise UserError(f"margin {self.margin}: embeddings of length one are at most 2 apart")
+        if self.per_class < 2:
+            raise UserError(f"per_class {self.per_class} makes no pairs of a class: give 2 or more")
+
+
+class Method(nn.Module):
+    views = 1
+
+    def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
+        super().__init__()
+        self.encoder, self.config, self.per_class = encoder, config, config.per_class
+        d = encoder.features
+        self.projector = mlp(d, config.hidden or d, config.dim if config.depth else d, depth=config.depth,
+                             norm=config.norm)  # fmt: skip
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.projector(features)  # (B, dim)
+
+    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor, progress: Progress) -> Step:
+        h = self.encoder(views[0])  # (B, features)
+        z = widened(self.project(h), unit=self.config.unit)  # (B, dim)
+        loss = margin_contrastive(z, labels, margin=self.config.margin)
+        chance = self.config.margin**2 / 4  # all distances m/2, the best of those that are all alike
+        return Step(loss, h.detach(), z.detach(), labels, {"chance": chance})
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing moves but by gradient."""

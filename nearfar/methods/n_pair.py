@@ -1,0 +1,77 @@
+"""N-pair: each image must find one of its own class among one image of every other class, all at once.
+
+Sohn 2016, *Improved Deep Metric Learning with Multi-class N-pair Loss Objective* (NeurIPS 2016). Batches of N classes
+with two images each; a softmax over dot products of embeddings as they are, the positive against all negatives, and
+a penalty on the embeddings' squared length. Both images of a pair are anchors here, and the other classes' images
+all negatives; with more than two images of a class every positive is a problem of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from nearfar import dist
+from nearfar.encoders.project import mlp
+from nearfar.errors import UserError
+from nearfar.losses import n_pair
+from nearfar.methods.parts import Progress, Step, positive
+
+SUPERVISED = True
+PRESETS = {
+    "small": {},
+    # Batches of 120 images and Adam at 1e-4 as ronekko/deep_metric_learning has them (main_n_pair_mc.py; 224-pixel
+    # crops, flips, GoogLeNet with ImageNet's weights); the paper's own schedule could not be checked
+    "paper": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 120, "steps": 20000, "policy": "simclr",
+              "views": {"colour": 0.0, "grey": 0.0, "blur": 0.0},
+              "optim": {"lr": 1e-4, "weight_decay": 0.0, "beta2": 0.999, "schedule": "constant", "warmup": 0.0}},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    l2: float = 0.001
+    """λ of the embeddings' squared length (TensorFlow's npairs_loss: 0.002 of half of it)"""
+    per_class: int = 2
+    """K, images of each class in a batch (the paper: pairs)"""
+    depth: int = 1
+    """linear layers of the embedding head (0: none)"""
+    hidden: int = 0
+    """width of the head's hidden layers; 0: as wide as the features"""
+    dim: int = 512
+    """dimensions of the embedding"""
+    norm: str = "batch"
+    """normalisation in the head: batch, layer or none"""
+
+    def __post_init__(self) -> None:
+        positive(self, "dim")
+        if not self.l2 >= 0:
+            raise UserError(f"l2 {self.l2} must not be negative")
+        if self.per_class < 2:
+            raise UserError(f"per_class {self.per_class} makes no pairs of a class: give 2 or more")
+
+
+class Method(nn.Module):
+    views = 1
+
+    def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
+        super().__init__()
+        self.encoder, self.config, self.per_class = encoder, config, config.per_class
+        d = encoder.features
+        self.projector = mlp(d, config.hidden or d, config.dim if config.depth else d, depth=config.depth,
+                             norm=config.norm)  # fmt: skip
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.projector(features)  # (B, dim)
+
+    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor, progress: Progress) -> Step:
+        h = self.encoder(views[0])  # (B, features)
+        z = self.project(h)  # (B, dim)
+        loss = n_pair(z, labels, l2=self.config.l2)
+        counts = dist.gather(labels).unique(return_counts=True)[1]  # images of each class in the batch
+        chance = (counts * (counts.sum() - counts).log1p()).sum() / counts.sum()  # of embeddings of length 0
+        return Step(loss, h.detach(), z.detach(), labels, {"chance": chance})
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing moves but by gradient."""
