@@ -31,8 +31,10 @@ class Loader:
     Any step's batch can be asked for at any time, so going on after an interruption needs no state. With
     several processes each takes its contiguous share of the same global batch of ``batch_size``.
 
-    ``per_class``: K above 0 makes batches of P classes with about K images each, drawn anew for every step, as losses
-    on labelled pairs and triplets want them; a batch that has room for more than all classes takes more of each.
+    ``per_class``: K above 0 makes batches of P = batch / K classes with K images each, drawn anew for every step, as
+    losses on labelled pairs and triplets want them: each class as often as any other, however many images it has.
+    What does not divide gives the first classes one image more; where there are fewer than P classes, all of them
+    come with more images each.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Loader:
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.rank, self.world = rank, world
         self.steps_per_epoch = len(source) // batch_size
-        self._classes = _by_class(source, per_class)
+        self._classes = _by_class(source, batch_size) if per_class else []
         self._per_class = per_class
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
@@ -72,7 +74,7 @@ class Loader:
         """P classes with batch / P images each, a class smaller than that with some twice. (B,)"""
         rng = np.random.default_rng([self.seed, step, 1])
         p = min(len(self._classes), max(2, self.batch_size // self._per_class))
-        chosen = [self._classes[c] for c in rng.permutation(len(self._classes))[:p]]
+        chosen = [self._classes[c] for c in rng.choice(len(self._classes), p, replace=False)]
         sizes = [len(part) for part in np.array_split(np.arange(self.batch_size), p)]
         rows = np.concatenate([_drawn(rng, held, n) for held, n in zip(chosen, sizes)])
         return rows[rng.permutation(len(rows))]
@@ -134,19 +136,20 @@ class Loader:
             thread.join()
 
 
-def _by_class(source: Source, per_class: int) -> list[np.ndarray]:
-    """The records of each class there is, where batches are to be balanced."""
-    if not per_class:
-        return []
+def _by_class(source: Source, batch_size: int) -> list[np.ndarray]:
+    """The records of each class there is, for batches of P classes with K images each."""
     if source.labels is None:
         raise UserError("batches of P classes with K images each need labels: this source has none")
-    kinds = [np.flatnonzero(source.labels == c) for c in np.unique(source.labels)]
+    if batch_size < 4:
+        raise UserError(f"batch {batch_size} has no room for two classes with two images each: pass --batch 4 or more")
+    order = np.argsort(source.labels, kind="stable")  # (N,)
+    kinds = np.split(order, np.flatnonzero(np.diff(source.labels[order])) + 1)
     if len(kinds) < 2:
         raise UserError("batches of P classes need at least two; all labels are the same")
     return kinds
 
 
 def _drawn(rng: np.random.Generator, held: np.ndarray, n: int) -> np.ndarray:
-    """n of these rows, none twice before each has come once."""
-    rounds = [rng.permutation(held) for _ in range(-(-n // len(held)))]
-    return np.concatenate(rounds)[:n]
+    """n of these rows, none once more than another before all have come as often. (n,)"""
+    rounds, rest = divmod(n, len(held))
+    return np.concatenate([np.tile(held, rounds), rng.choice(held, rest, replace=False)])

@@ -17,12 +17,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.losses import prototype_cross_entropy, sinkhorn, spherical_kmeans
+from nearfar.losses.rows import widened
 from nearfar.methods.parts import Bank, Progress, Step, positive, usage
 
 SUPERVISED = False
@@ -86,7 +86,7 @@ class Method(nn.Module):
         b, k = len(index), int(self.clusters)
         sizes = dict.fromkeys(v.shape[-2:] for v in views)
         h = torch.cat([self.encoder(torch.cat([v for v in views if v.shape[-2:] == s])) for s in sizes])  # (B·V, d)
-        z = F.normalize(self.project(h).float(), dim=1)  # (B·V, dim)
+        z = widened(self.project(h), unit=True)  # (B·V, dim)
         large = z[: 2 * b].detach()
         self.fresh = index, large
         losses = [0 * z.sum()]

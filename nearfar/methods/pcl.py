@@ -17,12 +17,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.losses import CrossBatchMemory, info_nce, prototype_cross_entropy, spherical_kmeans
+from nearfar.losses.rows import widened
 from nearfar.methods.parts import Bank, Progress, Step, follow, positive, shares, shuffled, twin, usage
 
 SUPERVISED = False
@@ -31,7 +31,7 @@ _PAPER = {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 256, "e
 _SGD = {"name": "sgd", "lr": 0.03, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": False, "warmup": 0.0}
 PRESETS = {
     "small": {"settings": {"queue": 4096, "momentum": 0.99, "temperature": 0.1, "symmetric": True, "norm": "batch",
-                           "clusters": 250, "every": 0.5}},
+                           "prototypes": 250, "every": 0.5}},
     # salesforce/PCL with --mlp --aug-plus --cos, and without
     "paper": _PAPER | {"policy": "moco-v2", "optim": _SGD},
     "v1": _PAPER | {"policy": "moco-v1", "optim": _SGD | {"schedule": "step"}, "settings": {"depth": 1}},
@@ -50,8 +50,8 @@ class Config:
     """m of the twin: how much of it stays at each step"""
     symmetric: bool = False
     """let both views be query and key in turn; the paper takes the first as the query"""
-    clusters: int = 25000
-    """of the coarsest clustering; each further one has twice as many (the paper: 25, 50 and 100 thousand)"""
+    prototypes: int = 25000
+    """clusters of the coarsest clustering; each further one has twice as many (the paper: 25, 50 and 100 thousand)"""
     granularities: int = 3
     """how many clusterings"""
     alone: float = 0.1
@@ -70,7 +70,7 @@ class Config:
     """normalisation in the projector: batch, layer or none (the paper)"""
 
     def __post_init__(self) -> None:
-        positive(self, "temperature", "queue", "clusters", "granularities", "every", "iterations", "depth", "dim")
+        positive(self, "temperature", "queue", "prototypes", "granularities", "every", "iterations", "depth", "dim")
         shares(self, "momentum", "alone")
 
 
@@ -133,7 +133,7 @@ class Method(nn.Module):
         self.twin = twin(nn.Sequential(encoder, self.projector))
         self.queue = CrossBatchMemory(config.queue, config.dim)
         self.bank = Bank(images, config.dim)
-        self.clusterings = nn.ModuleList(Clusters(images, config.clusters * 2**m, config.dim)
+        self.clusterings = nn.ModuleList(Clusters(images, config.prototypes * 2**m, config.dim)
                                          for m in range(config.granularities))  # fmt: skip
         self.register_buffer("due", torch.zeros((), dtype=torch.float64))  # the epoch of the next clustering
         self.fresh: tuple[Tensor, Tensor] | None = None
@@ -145,10 +145,10 @@ class Method(nn.Module):
         a, b = views
         c, both = self.config, self.config.symmetric
         h = self.encoder(torch.cat([a, b]) if both else a)  # (B or 2B, features)
-        q = F.normalize(self.project(h).float(), dim=1)  # (B or 2B, dim)
+        q = widened(self.project(h), unit=True)  # (B or 2B, dim)
         with torch.no_grad():
             x = torch.cat([b, a]) if both else b
-            k = F.normalize(shuffled(self.twin, x, progress.generator).float(), dim=1)  # (B or 2B, dim)
+            k = widened(shuffled(self.twin, x, progress.generator), unit=True)  # (B or 2B, dim)
         groups = index.repeat(1 + both)
         loss = torch.stack([info_nce(q_v, index, *self.queue(k_v, index), temperature=c.temperature)
                             for q_v, k_v in zip(q.chunk(1 + both), k.chunk(1 + both))]).mean()  # fmt: skip

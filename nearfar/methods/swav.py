@@ -33,7 +33,7 @@ PRESETS = {
     "paper": _PAPER | {"batch": 4096, "epochs": 800.0,
                        "optim": {"name": "lars", "lr": 4.8, "weight_decay": 1e-6, "warmup": 0.0125, "lr_end": 0.001}},
     # swav_200ep_bs256_pretrain.sh: a small batch, with the queue from epoch 15 on
-    "queue": _PAPER | {"batch": 256, "epochs": 200.0, "settings": {"queue": 3840, "queue_from": 15.0, "epsilon": 0.03},
+    "queue": _PAPER | {"batch": 256, "epochs": 200.0, "settings": {"queue": 3840, "queue_from": 15.0},
                        "optim": {"name": "lars", "lr": 0.6, "weight_decay": 1e-6, "warmup": 0.0, "lr_end": 0.001}},
 }  # fmt: skip
 

@@ -1,0 +1,140 @@
+"""CPC: from the patches of a picture seen so far, going down row by row, tell the patches of the rows to come.
+
+van den Oord, Li, Vinyals 2018, *Representation Learning with Contrastive Predictive Coding* (arXiv:1807.03748),
+section 3.2: a picture is cut into a grid of patches that overlap by half, each encoded by itself, z = f(x). A masked
+convolutional network sums up a patch's own row and those above it, c; W_k c foretells the patch k rows below (equation
+3), among all patches of the batch (equation 4). Hénaff et al. 2020 (arXiv:1905.09272), CPC v2: patches drawn with
+colours of their own, several directions, and both sides brought to 64 dimensions (pseudo-code of the appendix).
+
+The encoder is used on whole pictures afterwards. BatchNorm's running statistics are therefore taken from these: the
+papers do without BatchNorm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nearfar import dist
+from nearfar.errors import UserError
+from nearfar.losses import info_nce
+from nearfar.methods.parts import Progress, Step, positive, shares
+
+SUPERVISED = False
+POLICY = ("simclr", "simclr-small")
+_PLAIN = {"colour": 0.0, "grey": 0.0}  # a picture's own cast of colour would give its patches away
+PRESETS = {
+    "small": {"views": _PLAIN | {"crop_min": 0.3}, "settings": {"grid": 5, "layers": 2, "hidden": 128, "jitter": 0.4, "patch_grey": 0.2}},
+    "paper": {"encoder": "torchvision:resnet101", "image_size": 256, "batch": 512, "epochs": 200.0, "policy": "simclr",
+              "views": _PLAIN | {"grey": 1.0, "crop_min": 0.72, "crop_max": 0.73, "crop_ratio": 1.0, "blur": 0.0},
+              "optim": {"name": "adamw", "lr": 2e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0}},
+}  # fmt: skip
+_SIDE = 4  # pixels of a patch, at the least: smaller pictures have a coarser grid
+
+
+@dataclass(frozen=True)
+class Config:
+    grid: int = 7
+    """patches a side, each overlapping the next by half; fewer where they would be smaller than 4 pixels"""
+    nearest: int = 2
+    """rows down to the first that is foretold: the next one shares pixels"""
+    directions: int = 1
+    """ways to go through the picture: 1 down, 2 right, 3 up, 4 left (v2: all)"""
+    temperature: float = 1.0
+    """τ of InfoNCE"""
+    similarity: str = "dot"
+    """dot (equation 3) or cosine"""
+    jitter: float = 0.0
+    """each patch's own brightness and colour: channels by up to this share more or less"""
+    patch_grey: float = 0.0
+    """probability that a patch is grey"""
+    layers: int = 5
+    """residual blocks of the context network"""
+    hidden: int = 256
+    """their width"""
+    dim: int = 64
+    """dimensions of the space in which the loss is taken"""
+
+    def __post_init__(self) -> None:
+        positive(self, "nearest", "temperature", "layers", "hidden", "dim")
+        shares(self, "patch_grey", "jitter")
+        if not 1 <= self.directions <= 4 or self.grid <= self.nearest:
+            raise UserError(f"directions {self.directions} must be 1 to 4, and grid {self.grid} above nearest "
+                            f"{self.nearest}")  # fmt: skip
+        if self.similarity not in ("dot", "cosine"):
+            raise UserError(f"similarity {self.similarity!r}: give 'dot' or 'cosine'")
+
+
+class Context(nn.Module):
+    """c of each cell from its row and those above: residual blocks of masked convolutions. (B, d, y, x) -> the same"""
+
+    def __init__(self, width: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, hidden, (1, 3), padding=(0, 1)),
+                nn.ZeroPad2d((0, 0, 1, 0)), nn.Conv2d(hidden, hidden, (2, 1)), nn.ReLU(), nn.Conv2d(hidden, width, 1),
+            )
+            for _ in range(layers)
+        )  # fmt: skip
+
+    def forward(self, z: Tensor) -> Tensor:
+        for block in self.blocks:
+            z = z + block(z)
+        return z.relu()
+
+
+def patches(x: Tensor, grid: int) -> Tensor:
+    """The middle of each picture as overlapping patches, cell by cell. (B, C, H, W) -> (G·G·B, C, h, w)"""
+    (h, top), (w, left) = ((n // (grid + 1), n % (grid + 1) // 2) for n in x.shape[2:])  # half a patch, and what is over
+    x = x[:, :, top : top + (grid + 1) * h, left : left + (grid + 1) * w]
+    x = x.unfold(2, 2 * h, h).unfold(3, 2 * w, w)  # (B, C, G, G, h, w)
+    return x.permute(2, 3, 0, 1, 4, 5).flatten(0, 2)  # (G·G·B, C, h, w)
+
+
+@contextmanager
+def unmeasured(module: nn.Module) -> Iterator[None]:
+    """BatchNorm's running statistics stay as they are meanwhile."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    yield
+    for m, momentum in zip(norms, momenta):
+        m.momentum = momentum
+
+
+class Method(nn.Module):
+    views = 1
+
+    def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
+        super().__init__()
+        self.encoder, self.config = encoder, config
+        d, ways = encoder.features, config.directions
+        self.projector = nn.Linear(d, config.dim)
+        self.contexts = nn.ModuleList(Context(d, config.hidden, config.layers) for _ in range(ways))
+        self.predictors = nn.ModuleList(nn.Linear(d, (config.grid - config.nearest) * config.dim) for _ in range(ways))
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.projector(features)  # (B, dim)
+
+    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
+        (x,), c, b = views, self.config, len(index)
+        g = min(c.grid, min(x.shape[2:]) * 2 // _SIDE - 1)
+        if g <= c.nearest:
+            raise UserError(f"cpc needs a grid of at least {c.nearest + 1} patches of {_SIDE} pixels: images of "
+                            f"{x.shape[2]}×{x.shape[3]} have {max(g, 0)}")  # fmt: skip
+        with torch.no_grad():
+            self.encoder(x)  # measures BatchNorm on whole pictures
+        with unmeasured(self.encoder):
+            h = self.encoder(self._recoloured(patches(x, g), index, g, progress.generator))  # (G·G·B, d)
+        z = self.project(h)  # (G·G·B, dim)
+        cells = h.unflatten(0, (g, g, b))  # (G, G, B, d)
+        ids = index + torch.arange(g * g, device=index.device)[:, None] * (int(index.max()) + 1)
+        ...
