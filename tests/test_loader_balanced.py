@@ -28,7 +28,8 @@ def test_each_batch_has_p_classes_with_k_images_each(sizes, p, k, seed, step):
     batch = Loader(held, p * k, seed, per_class=k).batch(step)
     counts = Counter(batch.label.tolist())
     classes = min(len(sizes), max(2, p))
-    assert len(batch.index) == p * k and len(counts) == classes
+    assert len(batch.index) == p * k
+    assert len(counts) == classes
     assert set(counts.values()) <= {p * k // classes, -(-p * k // classes)}
     if 2 <= p <= len(sizes):
         assert set(counts.values()) == {k}
@@ -36,7 +37,8 @@ def test_each_batch_has_p_classes_with_k_images_each(sizes, p, k, seed, step):
     np.testing.assert_array_equal(batch.content[:, 0, 0, 0], batch.index)
     for c, n in counts.items():  # a class that is smaller than its share: all of it, evenly
         times = Counter(batch.index[batch.label == c].tolist())
-        assert len(times) == min(n, sizes[c]) and max(times.values()) - min(times.values()) <= 1
+        assert len(times) == min(n, sizes[c])
+        assert max(times.values()) - min(times.values()) <= 1
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,7 +78,8 @@ def test_the_batch_is_shuffled():
     held = source(50, 50)
     loader = Loader(held, 32, 0, per_class=16)
     halves = [np.bincount(held.labels[loader.indices(step)[:16]], minlength=2) for step in range(20)]
-    assert all(0 < a < 16 for a, _ in halves) and len({int(a) for a, _ in halves}) > 2
+    assert all(0 < a < 16 for a, _ in halves)
+    assert len({int(a) for a, _ in halves}) > 2
 
 
 def test_labels_that_skip_numbers_and_other_orders_of_records():
@@ -104,4 +107,5 @@ def test_many_classes_are_listed_at_once():
     object.__setattr__(held, "names", range(n))
     object.__setattr__(held, "labels", np.arange(n) // 2)
     labels = held.labels[Loader(held, 64, 0, per_class=2).indices(0)]
-    assert set(Counter(labels.tolist()).values()) == {2} and len(set(labels.tolist())) == 32
+    assert set(Counter(labels.tolist()).values()) == {2}
+    assert len(set(labels.tolist())) == 32

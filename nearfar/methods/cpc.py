@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nearfar import dist
@@ -30,7 +29,9 @@ SUPERVISED = False
 POLICY = ("simclr", "simclr-small")
 _PLAIN = {"colour": 0.0, "grey": 0.0}  # a picture's own cast of colour would give its patches away
 PRESETS = {
-    "small": {"views": _PLAIN | {"crop_min": 0.3}, "settings": {"grid": 5, "layers": 2, "hidden": 128, "jitter": 0.4, "patch_grey": 0.2}},
+    "small": {"views": _PLAIN | {"crop_min": 0.3},
+              "settings": {"grid": 5, "layers": 2, "hidden": 128, "jitter": 0.4, "patch_grey": 0.2,
+                           "similarity": "cosine", "temperature": 0.1}},
     "paper": {"encoder": "torchvision:resnet101", "image_size": 256, "batch": 512, "epochs": 200.0, "policy": "simclr",
               "views": _PLAIN | {"grey": 1.0, "crop_min": 0.72, "crop_max": 0.73, "crop_ratio": 1.0, "blur": 0.0},
               "optim": {"name": "adamw", "lr": 2e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0}},
@@ -92,7 +93,7 @@ class Context(nn.Module):
 
 def patches(x: Tensor, grid: int) -> Tensor:
     """The middle of each picture as overlapping patches, cell by cell. (B, C, H, W) -> (G·G·B, C, h, w)"""
-    (h, top), (w, left) = ((n // (grid + 1), n % (grid + 1) // 2) for n in x.shape[2:])  # half a patch, and what is over
+    (h, top), (w, left) = ((n // (grid + 1), n % (grid + 1) // 2) for n in x.shape[2:])  # half a patch; what is over
     x = x[:, :, top : top + (grid + 1) * h, left : left + (grid + 1) * w]
     x = x.unfold(2, 2 * h, h).unfold(3, 2 * w, w)  # (B, C, G, G, h, w)
     return x.permute(2, 3, 0, 1, 4, 5).flatten(0, 2)  # (G·G·B, C, h, w)
@@ -133,8 +134,34 @@ class Method(nn.Module):
         with torch.no_grad():
             self.encoder(x)  # measures BatchNorm on whole pictures
         with unmeasured(self.encoder):
-            h = self.encoder(self._recoloured(patches(x, g), index, g, progress.generator))  # (G·G·B, d)
+            h = self.encoder(self._recoloured(patches(x, g), b, progress.generator))  # (G·G·B, d)
         z = self.project(h)  # (G·G·B, dim)
-        cells = h.unflatten(0, (g, g, b))  # (G, G, B, d)
-        ids = index + torch.arange(g * g, device=index.device)[:, None] * (int(index.max()) + 1)
-        ...
+        ids = torch.arange(g * g, device=index.device)[:, None] + g * g * index  # (G·G, B): cell and picture
+        foretold, wanted = self._foretold(h.unflatten(0, (g, g, b)), ids.unflatten(0, (g, g)))  # (n, dim), (n,)
+        loss = info_nce(foretold, wanted, z, ids.flatten(), temperature=c.temperature, similarity=c.similarity)
+        chance = math.log(dist.world() * len(z))
+        return Step(loss, h.detach(), z.detach(), index.repeat(g * g), {"chance": chance})
+
+    def _foretold(self, cells: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """W_k c for all patches there are, in every direction. (G, G, B, d), ids (G, G, B) -> (n, dim), ids (n,)"""
+        out, wanted, c, g = [], [], self.config, len(ids)
+        for way, (context, predictor) in enumerate(zip(self.contexts, self.predictors)):
+            seen, names = torch.rot90(cells, way, (0, 1)), torch.rot90(ids, way, (0, 1))
+            said = predictor(context(seen.permute(2, 3, 0, 1)).permute(2, 3, 0, 1))  # (G, G, B, K·dim)
+            said = said.unflatten(3, (-1, c.dim))  # (G, G, B, K, dim)
+            for k in range(c.nearest, g):
+                out.append(said[: g - k, :, :, k - c.nearest].flatten(0, 2))  # ((G - k)·G·B, dim)
+                wanted.append(names[k:].flatten())
+        return torch.cat(out), torch.cat(wanted)
+
+    def _recoloured(self, x: Tensor, pictures: int, generator: torch.Generator) -> Tensor:
+        """Each patch with channels of its own strength, or grey. x (S·B, C, h, w) of B pictures -> the same"""
+        c, cells, channels = self.config, len(x) // pictures, x.shape[1]
+        rows = [n for (n,) in dist.exchange([pictures], x.device)]
+        drawn = torch.rand(sum(rows), cells, channels + 1, generator=generator)[sum(rows[: dist.rank()]) :][:pictures]
+        drawn = drawn.transpose(0, 1).flatten(0, 1).to(x)[:, :, None, None]  # (S·B, C + 1, 1, 1)
+        x = torch.where(drawn[:, -1:] < c.patch_grey, x.mean(1, keepdim=True), x)
+        return (x * (1 + c.jitter * (2 * drawn[:, :-1] - 1))).clamp(0, 1)
+
+    def after_step(self, progress: Progress) -> None:
+        """Nothing moves but by gradient."""
