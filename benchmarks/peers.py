@@ -16,13 +16,13 @@ lightly     its parts as its CIFAR-10 benchmark puts them together (docs/source/
 lightly-optimiser   the same with nearfar's optimiser and schedule.
 lightly-as-ours     with nearfar's temperature and projector's sizes, too; what is left are the views and the engine.
 
-`swav` is 2 crops of 32 and 4 of 16 pixels on both sides. lightly has no small crops on CIFAR-10: theirs are of the
-areas of nearfar's. `swav-two` is 2 of 32 on both sides, as in lightly's benchmark.
+`swav` is 2 crops of 32 pixels on both sides; `swav-crops`, not run unless asked for, 4 of 16 beside them: lightly has
+no small ones on CIFAR-10, so theirs are of the areas of nearfar's preset `small-crops`.
 
 Timed is training alone, on lightly's side from the first batch asked for, on ours all of `run.learn`. Memory is the
 largest resident size of the training process up to training's end (in brackets: before it began, with libraries and
-images), and apart from it the workers': the sum of their largest sizes, which count twice what they share, and what
-was theirs alone at the end.
+images, without those that only the other side installs), and apart from it the workers': the sum of their largest
+sizes, which count again what they share, and in brackets what was theirs alone at the end.
 """
 
 import argparse
@@ -43,17 +43,16 @@ from typing import Any
 
 from resident import peak
 
-METHODS = ("simclr", "moco", "swav", "barlow-twins", "swav-two")
+METHODS = ("simclr", "moco", "swav", "barlow-twins", "swav-crops")
 WHO = ("nearfar", "lightly", "lightly-optimiser", "lightly-as-ours")
 SCORES = {"knn": "kNN", "linear": "linear", "ten": "10 labels linear"}
 
 
 def recipe_of(method: str, **changes: Any):
-    """nearfar's own; ``swav-two`` is SwAV without small crops."""
+    """nearfar's own; ``swav-crops`` is SwAV with small crops."""
     from nearfar import recipe
 
-    two = {"policy": "simclr-small"} if method == "swav-two" else {}
-    return recipe.of(method.removesuffix("-two"), **two, **changes)
+    return recipe.of(*{"swav-crops": ("swav", "small-crops")}.get(method, (method,)), **changes)
 
 
 def peer_of(method: str, who: str, seed: int) -> tuple[Any, Any]:
@@ -69,7 +68,7 @@ def peer_of(method: str, who: str, seed: int) -> tuple[Any, Any]:
     # the transform normalises with ImageNet's figures, so the encoder is given none of its own
     encoder = image_encoder(recipe.encoder, (32, 32, 3), torch.zeros(3), torch.ones(3), width=recipe.width)
     config = recipe.method_config() if who == "lightly-as-ours" else None
-    small = {"small": plan_of("swav-small", {})[-1]} if method == "swav" else {}
+    small = {"small": plan_of(recipe.policy, {})[-1]} if method == "swav-crops" else {}
     return encoder, getattr(lightly_methods, recipe.method.replace("-", "_"))(encoder, config, **small)
 
 
@@ -181,6 +180,8 @@ def one(given: argparse.Namespace, method: str, who: str, seed: int) -> dict:
     """One run, in this process."""
     import torch
 
+    # each as it is installed alone: Fabric imports lightly's torchmetrics where it finds it, lightly nearfar's timm
+    sys.modules["torchmetrics" if who == "nearfar" else "timm"] = None
     torch.set_num_threads(given.threads)
     row = (nearfar if who == "nearfar" else lightly)(given, method, who, seed)
     return asked(given, method, who, seed) | row | versions()
@@ -257,9 +258,10 @@ def against(method: str, who: str, pairs: list[tuple[dict, dict]]) -> str:
     ours, theirs = zip(*pairs)
     seconds = [median(rows, itemgetter("seconds")) for rows in (ours, theirs)]
     memory = [median(rows, itemgetter("memory")) for rows in (ours, theirs)]
+    whole = median(theirs, lambda r: r["memory"] + r["workers_private"])
     each = [b["seconds"] / a["seconds"] for a, b in pairs]
     return (f"| {method} | {who} | {len(pairs)} | {scores} | {seconds[1] / seconds[0]:.2f} ({min(each):.2f} to "
-            f"{max(each):.2f}) | {memory[0] / memory[1]:.2f} |")  # fmt: skip
+            f"{max(each):.2f}) | {memory[0] / memory[1]:.2f} ({memory[0] / whole:.2f}) |")  # fmt: skip
 
 
 def table(rows: list[dict]) -> None:
@@ -275,7 +277,8 @@ def table(rows: list[dict]) -> None:
         print(f"| method | who | seeds | {heads} | seconds | views/s | memory, MB (before) | workers, MB (own) |\n"
               f"|---|---|{'---:|' * 8}")  # fmt: skip
         print("\n".join(side(*name, list(runs[name].values())) for name in names))
-        print(f"\n| method | nearfar less | pairs | {heads} | times faster | memory, share |\n|---|---|{'---:|' * 6}")
+        print(f"\n| method | nearfar less | pairs | {heads} | times faster (pairs) | memory, share (with workers) |\n"
+              f"|---|---|{'---:|' * 6}")  # fmt: skip
         for method, who in names:
             ours, theirs = runs.get((method, WHO[0]), {}), runs[method, who]
             if who != WHO[0] and ours.keys() & theirs.keys():

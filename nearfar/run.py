@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nearfar import build, dist, gallery
+from nearfar import build, dist, gallery, methods
 from nearfar import recipe as recipes
 from nearfar.build import Input
 from nearfar.data import Loader, Source, Splits, to_stderr
@@ -31,7 +31,7 @@ from nearfar.evaluate import neighbours as nearest_rows
 from nearfar.recipe import Recipe
 from nearfar.training import checkpoint, loop, optim
 from nearfar.training.checkpoint import write_bytes
-from nearfar.training.doctor import Doctor, Facts
+from nearfar.training.doctor import Doctor, Facts, Finding
 from nearfar.training.memory import keep_freed
 from nearfar.training.metrics import MetricsFile
 from nearfar.training.progress import Bar
@@ -50,6 +50,7 @@ class Learnt:
     input: Input
     clock: loop.Clock
     pace: Any
+    findings: list[Finding]
 
 
 def fresh(train: Source, recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Any:
@@ -64,11 +65,13 @@ def learn(
     train: Source, recipe: Recipe, method: Any, *, log: Callable[[dict], None] = lambda row: None,
     save: Callable[[Any, Recipe, Input, int], None] = lambda *a: None, show: bool | None = None,
     views: Callable[..., list[torch.Tensor]] | None = None, held_out: Source | None = None,
+    tell: Callable[[Finding], None] = lambda finding: None,
 ) -> Learnt:  # fmt: skip
     """Train on a source by a resolved recipe; everything random comes from the recipe's seed.
 
     ``views``, where given, takes the policy's place: ``views(content, generator, device)``, content (B, H, W, C), gives
-    a list of (B, C, h, w) in [0, 1].
+    a list of (B, C, h, w) in [0, 1]. ``held_out``, where it and ``train`` have labels, is embedded at about ten points
+    for an online kNN, by which nothing is chosen. ``tell`` takes what the doctor finds, at the step where it does.
     """
     from lightning_fabric import Fabric
 
@@ -85,7 +88,7 @@ def learn(
     if views is None:
         views = build.image_views(recipe, given, method.views, small=getattr(method, "small_views", False),
                                   rank=dist.rank(), world=dist.world())  # fmt: skip
-    doctor = Doctor(Facts(recipe.method, recipe.settings, recipe.optim))
+    doctor = Doctor(_facts(recipe, train), tell)
     pace = build.pace(recipe, len(train))
     loader = Loader(train, recipe.batch, recipe.seed, dist.rank(), dist.world(),
                     per_class=getattr(method, "per_class", 0))  # fmt: skip
@@ -99,7 +102,13 @@ def learn(
     if recipe.minutes:
         recipe = recipe.changed(pace=tuple(pace.segments))
     method.eval()
-    return Learnt(method, recipe, given, clock, pace)
+    return Learnt(method, recipe, given, clock, pace, doctor.findings)
+
+
+def _facts(recipe: Recipe, train: Source) -> Facts:
+    supervised = methods.module(recipe.method).SUPERVISED
+    return Facts(recipe.method, recipe.settings, recipe.optim, recipe.precision, recipe.batch,
+                 len(train.classes or ()) if supervised else 0)  # fmt: skip
 
 
 def _online_knn(method: Any, train: Source, held_out: Source | None, given: Input) -> OnlineKNN | None:
@@ -184,8 +193,15 @@ def train(
                  "fingerprint": fingerprint, "images": len(data)}  # fmt: skip
         checkpoint.save(folder / "checkpoints" / "last.safetensors", method.state_dict(), about)
 
-    with MetricsFile(folder) as metrics:
-        learnt = learn(data, resolved, method, log=metrics.write, save=save, show=show)
+    def tell(finding: Finding) -> None:
+        with open(folder / "doctor.jsonl", "a", encoding="utf-8") as file:
+            file.write(finding.to_json() + "\n")
+        if finding.name != "not_finite":  # which ends the run, in the same words
+            say(finding.text)
+
+    (folder / "doctor.jsonl").touch()  # empty: watched, and nothing found
+    with MetricsFile(folder) as metrics, _reported(folder):
+        learnt = learn(data, resolved, method, log=metrics.write, save=save, show=show, held_out=test, tell=tell)
     save(learnt.method, learnt.recipe, learnt.input, learnt.pace.last_step)
     write_bytes(folder / "recipe.toml", recipes.to_toml(learnt.recipe))
     clock = {k: round(v, 3) for k, v in dataclasses.asdict(learnt.clock).items() if not k.startswith("_")}
@@ -197,6 +213,16 @@ def train(
     else:
         run.report()
     return run
+
+
+@contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    """A run that breaks off leaves a page that says why."""
+    try:
+        yield
+    except UserError:
+        Run(folder).report()
+        raise
 
 
 def load(folder: str | Path) -> Run:

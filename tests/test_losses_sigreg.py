@@ -75,7 +75,7 @@ def test_gradcheck():
 
 
 def test_values_that_are_known():
-    normal = [float(sigreg(draw(s, 256, 6), generator=seeded(s), slices=64)) for s in range(40)]
+    normal = [float(sigreg(draw(s, 256, 6), generator=seeded(s), slices=64)) for s in range(200)]
     spread = np.std(normal) / math.sqrt(len(normal))
     assert spread < 0.03
     assert abs(np.mean(normal) - EXPECTED) < 4 * spread
@@ -85,22 +85,30 @@ def test_values_that_are_known():
     for wrong in (0.3 * draw(0, 256, 6), 2 * draw(0, 256, 6), draw(0, 256, 6) + 1, draw(0, 256, 6).sign(),
                   draw(0, 256, 6) * torch.tensor([1.0, 1, 1, 1, 1, 0])):  # fmt: skip
         assert float(sigreg(wrong, generator=seeded(), slices=64)) > 1.5 * EXPECTED
-    # however far out a row lies its gradient is bounded (theorem 4)
+    # however far out a row lies, its gradient is bounded (theorem 4): by 2 · 2 ∫ |t| e^(-t²/2) dt
     far = (1e4 * draw(0, 16, 6)).requires_grad_()
     sigreg(far, generator=seeded(), slices=64).backward()
-    assert float(far.grad.norm(dim=1).max()) < 4
+    assert float(far.grad.norm(dim=1).max()) < 8
 
 
 def test_descent_makes_a_normal_of_something_else():
-    z = (draw(0, 128, 2).sign() * torch.tensor([1.0, 0.2]) + 0.1 * draw(1, 128, 2) + 2).requires_grad_()
-    optimizer, g = torch.optim.Adam([z], lr=0.05), seeded()
-    for _ in range(300):
+    z = (draw(0, 64, 2).sign() * torch.tensor([1.0, 0.2]) + 0.1 * draw(1, 64, 2) + 0.5).requires_grad_()
+    optimizer, g = torch.optim.Adam([z], lr=0.02), seeded()
+    for _ in range(200):
         optimizer.zero_grad()
-        sigreg(z, generator=g, slices=16).backward()
+        sigreg(z, generator=g, slices=8).backward()
         optimizer.step()
     z = z.detach()
     assert float(z.mean(0).abs().max()) < 0.1
     assert float((torch.cov(z.T) - torch.eye(2)).abs().max()) < 0.2
+
+
+def test_knots_that_are_far_apart_do_not_see_a_row_that_is_far_away():
+    """As the docstring says: at the defaults x and x + 10.05 are one, at more points they are two."""
+    z = draw(0, 32, 1)
+    for points, seen in ((17, False), (33, True)):
+        near, far = (float(sigreg(v, generator=seeded(), points=points)) for v in (z, z + 2 * math.pi / 0.625))
+        assert (abs(far - near) > 1) == seen
 
 
 def test_what_is_drawn_is_the_generators_alone():

@@ -70,7 +70,7 @@ class Training:
             optim.set_rates(self.optimizer, self.config, 0.1 + step / 20)
             batch, generator = self.loader.batch(step), step_generator(0, step)
             if getattr(self.method, "wants_maps", False):
-                seen = [v._replace(pixels=v.pixels.double()) for v in self.views.seen(batch.content, generator)]
+                seen = [v.changed(pixels=v.pixels.double()) for v in self.views.seen(batch.content, generator)]
             else:
                 seen = [v.double() for v in self.views(batch.content, generator)]
             progress = Progress(step, step / 20, step / self.loader.steps_per_epoch, generator)

@@ -196,7 +196,7 @@ def test_densecl_matches_cells_through_a_flip_and_none_where_views_are_apart():
 def test_densecl_of_cells_is_the_plain_formula(match):
     m = method("densecl", match=match, dense=1.0, temperature=0.3, queue=8).double()
     content = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
-    views = [v._replace(pixels=v.pixels.double()) for v in seen(ImagePolicy(), content)]
+    views = [v.changed(pixels=v.pixels.double()) for v in seen(ImagePolicy(), content)]
     old = torch.nn.functional.normalize(torch.randn(4, 8, dtype=torch.float64), dim=1)
     m.dense_queue.push(old, torch.tensor([2, 20, 21, 22]))  # the first is of a picture of this batch
     m.queue.push(old, torch.tensor([2, 20, 21, 22]))

@@ -65,7 +65,7 @@ def _of_endless_rows(values: torch.Tensor, n: int, d: int, grid: int = 256) -> f
     With more dimensions than rows, nothing is seen below some κ₀: there m directions are taken to be alike and the
     others larger, which the value and the slope of df at κ₀ decide. values (min(N, d),), n: rows less one
     """
-    l = values[values > values[-1] * 1e-12] / n  # noqa: E741
+    l = values[values > values[-1] * 1e-12] / n
     span = (float(l[0].log()) - 12, float(l[-1].log()) + 16)
     mu = torch.linspace(*span, grid, dtype=l.dtype).exp()  # (grid,)
     df = (l / (l + mu[:, None])).sum(1)  # (grid,)

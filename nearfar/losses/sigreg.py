@@ -25,15 +25,16 @@ def sigreg(
     Balestriero & LeCun 2025 (arXiv:2511.08544), definition 2 with the statistic of Epps and Pulley, algorithm 1: the
     :math:`a_s` are uniform on the sphere and drawn anew at each call, the integral is by the trapezoid rule. N counts
     the rows of all processes, and the mean in the modulus is over all of them. A sample of the normal itself gives
-    :math:`\sqrt{2\pi}\,(1-1/\sqrt3)\approx1.06` on average, whatever N; rows that all are 0 give 0.41 N. Of several views
-    each is taken by itself and the values averaged.
+    :math:`\sqrt{2\pi}\,(1-1/\sqrt3)\approx1.06` on average, whatever N; rows that all are 0 give 0.41 N. The paper
+    takes each view of a batch by itself and averages.
 
     Args:
         z: (N, d) embeddings, not normalised; bfloat16 and float16 are taken to float32. N · slices · points values
             are held.
         generator: draws the directions; the first process's decides.
         slices: S, how many directions.
-        points: knots of the integral, an odd number: it is even in t, so half of them are computed.
+        points: knots of the integral, an odd number: it is even in t, so half of them are computed. Knots h apart do
+            not tell x from x + 2π/h, which is 10 at the defaults (the paper's) and 20 with ``points=33``.
         reach: r, where the integral ends.
 
     Raises ``UserError`` for no rows at all, NaN or infinite values, or options that are out of range.

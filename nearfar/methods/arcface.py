@@ -62,7 +62,7 @@ class Method(nn.Module):
         out = config.dim if config.depth else d
         self.projector = mlp(d, config.hidden or d, out, depth=config.depth, norm=config.norm, last_norm=True)
         self.proxies = ArcFace(classes, out, scale=config.scale, margin=config.margin)
-        # the least loss of embeddings that are all alike, each centre where they are or opposite: by how much others lead
+        # the least loss of embeddings that are all alike, the centres there or opposite: by how much the others lead
         lead = config.scale * min(1 - math.cos(config.margin), config.margin * math.sin(config.margin))
         self.chance = lead + math.log(classes - 1 + math.exp(-lead))
 

@@ -45,6 +45,8 @@ class Config:
     """dimensions of the space in which the loss is taken"""
     norm: str = "batch"
     """normalisation in projector and predictor: batch, layer or none"""
+    last_norm: bool = False
+    """also normalise the projector's output; the paper does not"""
 
     def __post_init__(self) -> None:
         positive(self, "hidden", "predictor_hidden", "dim")
@@ -57,8 +59,9 @@ class Method(nn.Module):
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
         self.encoder, self.config = encoder, config
-        self.projector = mlp(encoder.features, config.hidden, config.dim, norm=config.norm)
-        self.predictor = mlp(config.dim, config.predictor_hidden, config.dim, norm=config.norm)
+        norm, last = config.norm, config.last_norm
+        self.projector = mlp(encoder.features, config.hidden, config.dim, norm=norm, last_norm=last)
+        self.predictor = mlp(config.dim, config.predictor_hidden, config.dim, norm=norm)
         self.twin = twin(nn.Sequential(encoder, self.projector))  # f', g'
 
     def project(self, features: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nearfar import dist
+from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import info_nce
 from nearfar.methods.parts import Progress, Step, positive, shares
@@ -59,11 +60,15 @@ class Config:
     """residual blocks of the context network"""
     hidden: int = 256
     """their width"""
+    depth: int = 1
+    """linear layers of the projector of the patches that are to be found (v2: 1)"""
+    norm: str = "batch"
+    """normalisation in the projector, where it has several layers: batch, layer or none"""
     dim: int = 64
     """dimensions of the space in which the loss is taken"""
 
     def __post_init__(self) -> None:
-        positive(self, "nearest", "temperature", "layers", "hidden", "dim")
+        positive(self, "nearest", "temperature", "layers", "hidden", "depth", "dim")
         shares(self, "patch_grey", "jitter")
         if not 1 <= self.directions <= 4 or self.grid <= self.nearest:
             raise UserError(f"directions {self.directions} must be 1 to 4, and grid {self.grid} above nearest "
@@ -118,7 +123,7 @@ class Method(nn.Module):
         super().__init__()
         self.encoder, self.config = encoder, config
         d, ways = encoder.features, config.directions
-        self.projector = nn.Linear(d, config.dim)
+        self.projector = mlp(d, d, config.dim, depth=config.depth, norm=config.norm)
         self.contexts = nn.ModuleList(Context(d, config.hidden, config.layers) for _ in range(ways))
         self.predictors = nn.ModuleList(nn.Linear(d, (config.grid - config.nearest) * config.dim) for _ in range(ways))
 

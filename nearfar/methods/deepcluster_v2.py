@@ -57,6 +57,8 @@ class Config:
     """dimensions of the space of the prototypes"""
     norm: str = "batch"
     """normalisation in the projector: batch, layer or none"""
+    last_norm: bool = False
+    """normalise the projector's output too (the authors do not)"""
 
     def __post_init__(self) -> None:
         positive(self, "heads", "prototypes", "prototype_temperature", "every", "iterations", "depth", "hidden", "dim")
@@ -69,7 +71,8 @@ class Method(nn.Module):
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
         self.encoder, self.config = encoder, config
-        self.projector = mlp(encoder.features, config.hidden, config.dim, depth=config.depth, norm=config.norm)
+        self.projector = mlp(encoder.features, config.hidden, config.dim, depth=config.depth, norm=config.norm,
+                             last_norm=config.last_norm)  # fmt: skip
         self.banks = nn.ModuleList(Bank(images, config.dim) for _ in range(2))  # one for each large view
         self.register_buffer("prototypes", torch.zeros(config.heads, config.prototypes, config.dim))
         self.register_buffer("assignments", torch.full((config.heads, images), -1))  # -1: in no cluster yet

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ def projector(n_in: int, c: Config) -> nn.Sequential:
     """Linear layers with GELU between them, as the authors begin them. (B, n_in) -> (B, dim)"""
     widths = [n_in, *[c.hidden] * (c.depth - 1), c.dim]
     layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(widths, widths[1:])):
+    for i, (a, b) in enumerate(pairwise(widths)):
         layers.append(nn.Linear(a, b))
         nn.init.trunc_normal_(layers[-1].weight, std=0.02)
         nn.init.zeros_(layers[-1].bias)

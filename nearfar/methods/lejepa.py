@@ -78,10 +78,10 @@ class Method(nn.Module):
         apart = dist.total((z - middle).square().mean((0, 2)).sum()) / n  # section 5.1
         normal = [sigreg(z_v, slices=c.slices, points=c.points, reach=c.reach, generator=progress.generator)
                   for z_v in z]  # fmt: skip
-        loss = (1 - c.weight) * apart + c.weight * torch.stack(normal).mean()
-        rows = c.large * b
+        normality, rows = torch.stack(normal).mean(), c.large * b
+        loss = (1 - c.weight) * apart + c.weight * normality
         # where all pictures are one point, the views agree and SIGReg is 0.41 a row at best
-        stats = {"chance": c.weight * 0.409 * n, "prediction": apart.detach(), "sigreg": torch.stack(normal).mean().detach()}
+        stats = {"chance": c.weight * 0.409 * n, "prediction": apart.detach(), "sigreg": normality.detach()}
         return Step(loss, h[:rows].detach(), z[: c.large].flatten(0, 1).detach(), index.repeat(c.large), stats)
 
     def after_step(self, progress: Progress) -> None:

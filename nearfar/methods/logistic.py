@@ -7,6 +7,7 @@ positive a row; here it is on images by their labels, the mean over all pairs of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from nearfar.losses import LearntTemperature, logistic
 from nearfar.methods.parts import Progress, Step, positive
 
 SUPERVISED = True
+_LEAST = 0.01  # τ that is learnt stays above it
 PRESETS = {
     "small": {},
     # google-research/big_vision, siglip_lit_coco.py: batch 512, 1/τ from 10 and b from -2.71, learnt; AdamW's step
@@ -49,9 +51,15 @@ class Config:
     """dimensions of the embedding"""
     norm: str = "batch"
     """normalisation in the head: batch, layer or none"""
+    last_norm: bool = False
+    """normalise the embedding too, which then has no common part"""
 
     def __post_init__(self) -> None:
         positive(self, "temperature", "positive_weight", "dim")
+        if self.learn and self.temperature < _LEAST:
+            raise UserError(f"temperature {self.temperature} is under {_LEAST}, the least that is learnt")
+        if not math.isfinite(self.bias):
+            raise UserError(f"bias {self.bias} must be a number")
         if self.per_class < 2:
             raise UserError(f"per_class {self.per_class} makes no pairs of a class: give 2 or more")
 
@@ -64,8 +72,10 @@ class Method(nn.Module):
         self.encoder, self.config, self.per_class = encoder, config, config.per_class
         d = encoder.features
         self.projector = mlp(d, config.hidden or d, config.dim if config.depth else d, depth=config.depth,
-                             norm=config.norm)  # fmt: skip
-        self.temperature = LearntTemperature(config.temperature, bias=config.bias) if config.learn else None
+                             norm=config.norm, last_norm=config.last_norm)  # fmt: skip
+        self.temperature = None
+        if config.learn:
+            self.temperature = LearntTemperature(config.temperature, least=_LEAST, bias=config.bias)
 
     def project(self, features: Tensor) -> Tensor:
         return self.projector(features)  # (B, dim)

@@ -47,6 +47,8 @@ class Config:
     """dimensions of the embedding"""
     norm: str = "batch"
     """normalisation in the head: batch, layer or none"""
+    last_norm: bool = False
+    """normalise the embedding too, which then has no common part"""
 
     def __post_init__(self) -> None:
         positive(self, "margin", "dim")
@@ -64,7 +66,7 @@ class Method(nn.Module):
         self.encoder, self.config, self.per_class = encoder, config, config.per_class
         d = encoder.features
         self.projector = mlp(d, config.hidden or d, config.dim if config.depth else d, depth=config.depth,
-                             norm=config.norm)  # fmt: skip
+                             norm=config.norm, last_norm=config.last_norm)  # fmt: skip
 
     def project(self, features: Tensor) -> Tensor:
         return self.projector(features)  # (B, dim)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -133,6 +134,29 @@ class Bank(nn.Module):
             was = self.rows[index] if momentum else 0.0
             self.rows[index] = F.normalize(momentum * was + (1 - momentum) * z, dim=1)
             self.seen[index] = True
+
+
+def encoded(encoder: nn.Module, views: list[Tensor]) -> Tensor:
+    """Features of all views, those of one size in one pass, as multi-crop has it. V of (B, C, h, w) -> (V·B, d)
+
+    The views of a size stand next to each other: the large first, then the small.
+    """
+    sizes = dict.fromkeys(v.shape[-2:] for v in views)
+    return torch.cat([encoder(torch.cat([v for v in views if v.shape[-2:] == size])) for size in sizes])
+
+
+@contextmanager
+def unmeasured(module: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by the batch as ever, but leaves its running statistics alone: for parts of pictures."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, momentum in zip(norms, momenta):
+            m.momentum = momentum
 
 
 def shuffled(encode: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator) -> Tensor:

@@ -136,7 +136,7 @@ class Method(nn.Module):
         self.clusterings = nn.ModuleList(Clusters(images, config.prototypes * 2**m, config.dim)
                                          for m in range(config.granularities))  # fmt: skip
         self.register_buffer("due", torch.zeros((), dtype=torch.float64))  # the epoch of the next clustering
-        self.fresh: tuple[Tensor, Tensor] | None = None
+        self.fresh: tuple[Tensor, Tensor, torch.Generator] | None = None
 
     def project(self, features: Tensor) -> Tensor:
         return self.projector(features)  # (B, dim)
@@ -144,6 +144,7 @@ class Method(nn.Module):
     def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
         a, b = views
         c, both = self.config, self.config.symmetric
+        starts = progress.generator.clone_state()  # as several processes draw from it to deal keys, and one does not
         h = self.encoder(torch.cat([a, b]) if both else a)  # (B or 2B, features)
         q = widened(self.project(h), unit=True)  # (B or 2B, dim)
         with torch.no_grad():
@@ -157,19 +158,19 @@ class Method(nn.Module):
             loss = loss + torch.stack([m.loss(q, groups) for m in self.clusterings]).mean()
             chance += sum(math.log(int(m.count)) for m in self.clusterings) / c.granularities
             stats["prototype_usage"] = torch.stack([m.used for m in self.clusterings]).mean()
-        self.fresh = index, k
+        self.fresh = index, k, starts
         if not both:  # the twin's rows stand for the other view, to be watched
             q, groups = torch.cat([q, k.to(q.dtype)]), index.repeat(2)
         return Step(loss, h.detach(), q.detach(), groups, {"chance": chance} | stats)
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
-        c, (index, k) = self.config, self.fresh
+        c, (index, k, starts) = self.config, self.fresh
         follow(self.twin, nn.Sequential(self.encoder, self.projector), c.momentum)
         for k_v in k.split(len(index)):
             self.queue.push(k_v, index)  # of all processes
         self.bank.write(index, k[: len(index)])
         if progress.share >= c.alone and progress.epoch >= float(self.due):
             for clustering in self.clusterings:
-                clustering.find(self.bank, c.iterations, c.temperature, progress.generator)
+                clustering.find(self.bank, c.iterations, c.temperature, starts)
             self.due.fill_((math.floor(progress.epoch / c.every) + 1) * c.every)

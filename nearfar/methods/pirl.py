@@ -10,8 +10,6 @@ part of that equation, as facebookresearch/vissl has it by choice (``loss_type: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +21,7 @@ from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import info_nce
 from nearfar.methods.inst_disc import Memory
-from nearfar.methods.parts import Progress, Step, positive, shares
+from nearfar.methods.parts import Progress, Step, positive, shares, unmeasured
 
 SUPERVISED = False
 POLICY = ("moco-v1", "simclr-small")
@@ -89,20 +87,6 @@ def cut(x: Tensor, grid: int, keep: float, draws: Tensor) -> Tensor:
     return patches.flatten(0, 1).movedim(-1, 1)
 
 
-@contextmanager
-def unrecorded(module: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch as ever, and leaves its running statistics, those of whole pictures, alone."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.momentum = 0.0
-    try:
-        yield
-    finally:
-        for m, momentum in zip(norms, momenta):
-            m.momentum = momentum
-
-
 class Method(nn.Module):
     views = 2
 
@@ -131,7 +115,7 @@ class Method(nn.Module):
         c = self.config
         h = self.encoder(views[0])  # (B, features)
         f = self.project(h)  # (B, dim)
-        with unrecorded(self.encoder):
+        with unmeasured(self.encoder):  # running statistics are those of whole pictures
             parts = self.encoder(self.patches(views[1], progress.generator))  # (B·grid², features)
         g = self.together(self.patch_projector(parts).view(len(index), -1))  # (B, dim)
         keys, numbers = self.memory(f.detach(), index, progress.generator)

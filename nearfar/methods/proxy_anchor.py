@@ -44,6 +44,8 @@ class Config:
     """dimensions of the embedding"""
     norm: str = "batch"
     """normalisation in the head: batch, layer or none"""
+    last_norm: bool = False
+    """normalise the embedding too, which then has no common part"""
 
     def __post_init__(self) -> None:
         positive(self, "alpha", "proxy_rate", "dim")
@@ -59,7 +61,8 @@ class Method(nn.Module):
         self.encoder, self.config = encoder, config
         d = encoder.features
         out = config.dim if config.depth else d
-        self.projector = mlp(d, config.hidden or d, out, depth=config.depth, norm=config.norm)
+        self.projector = mlp(d, config.hidden or d, out, depth=config.depth, norm=config.norm,
+                             last_norm=config.last_norm)  # fmt: skip
         self.proxies = ProxyAnchor(classes, out, alpha=config.alpha, margin=config.margin)
         self.rates = {"proxies.": Rate(scale=config.proxy_rate)}
 

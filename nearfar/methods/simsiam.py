@@ -48,11 +48,11 @@ class Config:
 
 class Method(nn.Module):
     views = 2
-    rates = {"predictor.": Rate(constant=True)}  # section 4.2: h follows z better with a rate that does not fall
 
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
         self.encoder, self.config = encoder, config
+        self.rates = {"predictor.": Rate(constant=True)}  # h follows z better with a rate that does not fall
         d, norm = encoder.features, config.norm
         self.projector = mlp(d, config.hidden or d, config.dim, depth=config.depth, norm=norm, last_norm=True)
         self.predictor = mlp(config.dim, config.predictor_hidden, config.dim, norm=norm)

@@ -19,7 +19,7 @@ from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.losses import sinkhorn, swav
 from nearfar.losses.rows import widened
-from nearfar.methods.parts import Progress, Prototypes, Step, positive, usage
+from nearfar.methods.parts import Progress, Prototypes, Step, encoded, positive, usage
 
 SUPERVISED = False
 POLICY = ("swav", "simclr-small")
@@ -86,8 +86,7 @@ class Method(nn.Module):
 
     def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
         c, b = self.config, len(index)
-        sizes = dict.fromkeys(v.shape[-2:] for v in views)
-        h = torch.cat([self.encoder(torch.cat([v for v in views if v.shape[-2:] == s])) for s in sizes])  # (B·V, d)
+        h = encoded(self.encoder, views)  # (B·V, d)
         z = widened(self.project(h), unit=True)  # (B·V, dim)
         scores = list(self.prototypes(z).split(b))  # V of (B, K)
         queued = None

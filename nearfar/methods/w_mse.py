@@ -23,7 +23,7 @@ SUPERVISED = False
 _CIFAR = {"encoder": "resnet18", "image_size": 32, "epochs": 1000.0, "policy": "simclr-small", "views": {"grey": 0.1}}
 _ADAM = {"name": "adamw", "lr": 0.003, "weight_decay": 1e-6, "beta2": 0.999}
 PRESETS = {
-    "small": {"settings": {"hidden": 1024, "dim": 64, "shrink": 0.001}},
+    "small": {"settings": {"hidden": 1024, "dim": 64}},
     # htdt/self-supervised, README and cfg.py: CIFAR-10, 500 steps of warm-up; there Adam's decay is in the gradient
     # and the rate falls to a fifth 50 epochs before the end and again 25 before, here it falls along a cosine
     "paper": _CIFAR | {"batch": 512, "optim": _ADAM | {"warmup": 0.005}},

@@ -23,6 +23,7 @@ class Folder:
     environment: dict[str, Any]
     clock: dict[str, Any]
     gallery: dict[str, np.ndarray]
+    findings: list[dict[str, Any]] | None  # the doctor's; None where no doctor watched
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl up to a line cut short by a kill."""
+    """The rows of metrics.jsonl or doctor.jsonl up to a line cut short by a kill."""
     rows = []
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -67,7 +68,8 @@ def read(path: Path) -> Folder:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         gallery = {}
     return Folder(path, recipe, text, _rows(path / "metrics.jsonl"), _json(path / "results.json"),
-                  _json(path / "environment.json"), _json(path / "clock.json"), gallery)  # fmt: skip
+                  _json(path / "environment.json"), _json(path / "clock.json"), gallery,
+                  _rows(path / "doctor.jsonl") if (path / "doctor.jsonl").is_file() else None)  # fmt: skip
 
 
 def table_of(evaluation: dict[str, Any]) -> None:

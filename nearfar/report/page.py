@@ -27,6 +27,8 @@ th:first-child, td:first-child { text-align: left } th { font-weight: 600; verti
 td small { display: block; font-size: .75rem } td.best { font-weight: 700 }
 svg { width: 100%; height: auto; max-width: 62rem } .half svg { max-width: 38rem }
 img.px { image-rendering: pixelated; display: block; background: #8884 }
+.finding { border-left: 4px solid var(--bad); padding: .1rem 0 .1rem 1rem; margin: .8rem 0 } .finding.none { border-color:
+  var(--good) } .finding p { margin: .2rem 0 } .finding b { font-weight: 600 }
 .strip { display: flex; gap: .6rem; margin: 0 0 .9rem; overflow-x: auto } .strip figure { margin: 0; width: 84px; flex: none }
 .strip img { width: 84px; height: auto; border: 3px solid transparent } .strip figcaption { font-size: .72rem; line-height: 1.25;
   color: var(--soft); overflow-wrap: anywhere }
@@ -47,8 +49,11 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; fo
 _SECTIONS: list[tuple[str, str, Callable[[Folder], str]]] = [
     ("What the features are worth", "Accuracy on images that neither training nor any choice has seen; the best of "
      "each column in bold, half of the 95 % interval under it.", sections.downstream),
+    ("What the doctor says", "While it trained, each logged row was looked at for collapse, divergence and standstill.",
+     sections.doctor),
     ("How training went", "The loss should fall; positives should part from negatives; effective rank and spread "
-     "should not collapse towards 1 and 0.", sections.training),
+     "should not collapse towards 1 and 0. Where the doctor found something there is a vertical line.",
+     sections.training),
     ("What the augmentations did", "Left the original, then views of it: what training was told to keep together. "
      "If you could not tell what it shows, neither can the encoder.", sections.views),
     ("Nearest neighbours", "Left a query, then the images nearest to it by cosine of their features.",

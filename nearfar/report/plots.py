@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -39,14 +40,30 @@ def _numbers(rows: list[dict], key: str) -> tuple[list[float], list[float]]:
     return [p[0] for p in pairs], [p[1] for p in pairs]
 
 
-def curves(rows: list[dict[str, Any]]) -> str:
-    """Loss, similarities, effective rank, spread, rate and learning rate over steps."""
-    panels = [("loss", ["loss"]), ("cosine of positives and negatives", ["positive", "negative"]),
-              ("effective rank of the features", ["effective_rank"]), ("spread a dimension (1: even)", ["std"]),
-              ("images a second", ["images_per_second"]), ("learning rate", ["lr"])]  # fmt: skip
-    seen = {k for _, keys in panels for k in keys} | {"step", "time", "share"}
+_PANELS = [
+    ("loss", {"loss": "loss", "chance": "telling nothing apart"}),
+    ("kNN on held-out images, online", {"knn_online": "kNN"}),
+    ("cosine", {"positive": "positives", "negative": "negatives"}),
+    ("alignment of positives (0: best)", {"alignment": "alignment"}),
+    ("uniformity (lower: more even)", {"uniformity": "uniformity"}),
+    ("effective rank, without small-sample bias", {"effective_rank": "features",
+                                                   "effective_rank_projections": "projections"}),
+    ("spread a dimension (1: even)", {"spread_features": "features", "spread": "projections",
+                                      "spread_least": "their least tenth"}),
+    ("prototypes in use", {"prototype_usage": "share"}),
+    ("norm of the gradient", {"gradient": "gradient"}),
+    ("growth of the encoder's weights", {"weight_growth": "growth"}),
+    ("learning rate", {"lr": "lr"}),
+    ("images a second", {"images_per_second": "rate"}),
+]  # fmt: skip
+_NO_PANEL = {"step", "time", "share", "image_spread", "broken_at"}
+
+
+def curves(rows: list[dict[str, Any]], marks: Sequence[int] = ()) -> str:
+    """What was logged over steps, with a line at each step that is marked."""
+    seen = {k for _, keys in _PANELS for k in keys} | _NO_PANEL
     more = sorted({k for r in rows for k in r} - seen)
-    panels = [p for p in panels + [(k, [k]) for k in more] if any(_numbers(rows, k)[0] for k in p[1])]
+    panels = [p for p in _PANELS + [(k, {k: k}) for k in more] if any(_numbers(rows, k)[0] for k in p[1])]
     if not panels:
         return ""
     lines = -(-len(panels) // 3)
@@ -54,11 +71,15 @@ def curves(rows: list[dict[str, Any]]) -> str:
         figure = Figure(figsize=(10, 2.5 * lines), layout="constrained")
         axes = np.atleast_1d(figure.subplots(lines, 3, squeeze=False)).ravel()
         for axis, (title, keys) in zip(axes, panels):
-            for i, key in enumerate(keys):
-                axis.plot(*_numbers(rows, key), color=COLOURS[i], lw=1.4, label=key)
+            drawn = {key: label for key, label in keys.items() if _numbers(rows, key)[0]}
+            for i, (key, label) in enumerate(drawn.items()):
+                steps, values = _numbers(rows, key)
+                axis.plot(steps, values, color=COLOURS[i], lw=1.4, label=label, marker="." if len(steps) < 15 else "")
+            for step in marks:
+                axis.axvline(step, color=COLOURS[5], lw=1, ls="--")
             axis.set_title(title)
             axis.set_xlabel("step")
-            if len(keys) > 1:
+            if len(drawn) > 1:
                 axis.legend()
         for axis in axes[len(panels) :]:
             axis.set_visible(False)

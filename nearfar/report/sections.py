@@ -71,8 +71,24 @@ def downstream(folder: Folder) -> str:
     return f'<div class="wide"><table><tr><th>embedding</th>{head}</tr>{body}</table></div>{notes}'
 
 
+def doctor(folder: Folder) -> str:
+    """What was found while it trained, in words."""
+    if folder.findings is None:
+        return "<p>No doctor watched this run.</p>"
+    if not folder.findings:
+        rows = f"{len(folder.metrics)} rows" if folder.metrics else "the run"
+        return f'<div class="finding none"><p><b>Nothing was found</b> in {rows}.</p></div>'
+    parts = []
+    for found in folder.findings:
+        seen, cause, remedy = (escape(str(found.get(key, "?"))) for key in ("seen", "cause", "remedy"))
+        parts.append(f'<div class="finding"><p><b>Step {escape(str(found["step"]))}: {seen}.</b></p>'
+                     f"<p>Likely cause: {cause}.</p><p>What to do: {remedy}.</p></div>")  # fmt: skip
+    return "".join(parts)
+
+
 def training(folder: Folder) -> str:
-    return plots.curves(folder.metrics) or "<p>No step has been logged yet.</p>"
+    marks = [found["step"] for found in folder.findings or () if isinstance(found["step"], int)]
+    return plots.curves(folder.metrics, marks) or "<p>No step has been logged yet.</p>"
 
 
 def views(folder: Folder) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -79,7 +78,7 @@ def fit(
     make = views.seen if getattr(method, "wants_maps", False) else views
     before_step = getattr(method, "before_step", lambda progress: None)
     clock, start = Clock(), time.perf_counter()
-    watch, doctor = Watch(model), doctor or Doctor(Facts(optim=optim))
+    watch, doctor = Watch(method), doctor or Doctor(Facts(optim=optim))
     clock.lap()
     model.train()
     saved = start
@@ -114,10 +113,12 @@ def fit(
             row = {"step": step + 1, "time": round(elapsed, 3), "loss": loss, "share": share,
                    "lr": rate_now, "images_per_second": rate}  # fmt: skip
             row |= watch.look(out, batch.content, norm) | (online.judge(share, done) if online else {})
-            log(row)
-            findings = doctor.see(row)
             if watch.broken_at:
-                raise UserError
+                row["broken_at"] = watch.broken_at
+            log(row)
+            doctor.see(row)
+            if watch.broken_at:
+                raise UserError(doctor.findings[-1].text)
             show(share, step=step + 1, loss=loss, rate=rate, left=pace.left(step + 1, elapsed))
         if time.perf_counter() - saved > interval and not done:
             at_interval(step + 1, share)

@@ -24,19 +24,21 @@ class Watch:
     """The signs of a model's steps; nothing that it does moves a weight or draws a random number.
 
     Args:
-        model: whose parameters are trained.
+        model: the method that is trained; the weights whose growth is watched are its encoder's.
 
     :meth:`glance` is called every step and costs next to nothing; :meth:`look` where a row is logged.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        encoder = getattr(model, "encoder", model)
+        self._kernels = [p.detach() for p in encoder.parameters() if p.requires_grad and p.ndim > 1]
         self._first = float(self._weights())
         self._bad: Tensor | float = math.inf
         self._looks = 0
 
     def _weights(self) -> Tensor:
-        return _norm([p.detach() for p in self._parameters if p.ndim > 1])
+        return _norm(self._kernels)
 
     def glance(self, step: int, loss: Tensor) -> None:
         """Note the first step whose loss is not finite, without waiting for the device."""

@@ -7,7 +7,6 @@ workers, and its views stay the same.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -41,11 +40,16 @@ UNIFORMS = 40  # drawn for each view, whatever the policy: an edit of one value 
 _ALL_24 = 24
 
 
-@dataclass(frozen=True)
 class Drawn:
-    """What was drawn for N views: ``table`` (N, fields) float32; a column is an attribute, ``drawn.angle`` (N,)."""
+    """What was drawn for N views: ``table`` (N, fields) float32; a column is an attribute, ``drawn.angle`` (N,).
 
-    table: Tensor
+    No dataclass and no tuple, so that who converts the tensors of a model's inputs passes it on as it is.
+    """
+
+    __slots__ = ("table",)
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
 
     def __len__(self) -> int:
         return len(self.table)

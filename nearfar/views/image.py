@@ -9,7 +9,6 @@ applied once and clamped once (:mod:`~nearfar.views.colour`); the rest follows w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +21,25 @@ from nearfar.views.policy import ImagePolicy, Plan, as_plan
 from nearfar.views.render import render
 
 
-class View(NamedTuple):
-    """One view of each image of a batch, with what was drawn and the map that boxes, masks and points follow."""
+class View:
+    """One view of each image of a batch, with what was drawn and the map that boxes, masks and points follow.
 
-    pixels: Tensor  # (B, C, h, w) in [0, 1]
-    drawn: Drawn  # B rows, on the CPU
-    to_image: Tensor  # (B, 3, 3), on the CPU: view pixels (x, y, 1) to image pixels
+    No tuple, so that who converts a model's inputs to bfloat16 leaves the map alone, whose pixels that would move.
+
+    Args:
+        pixels: (B, C, h, w) in [0, 1].
+        drawn: B rows, on the CPU.
+        to_image: (B, 3, 3), on the CPU: view pixels (x, y, 1) to image pixels.
+    """
+
+    __slots__ = ("drawn", "pixels", "to_image")
+
+    def __init__(self, pixels: Tensor, drawn: Drawn, to_image: Tensor) -> None:
+        self.pixels, self.drawn, self.to_image = pixels, drawn, to_image
+
+    def changed(self, pixels: Tensor) -> View:
+        """The same view with other pixels."""
+        return View(pixels, self.drawn, self.to_image)
 
 
 def plain(content: np.ndarray | Tensor, low: float, high: float, device: torch.device | str = "cpu") -> Tensor:
