@@ -30,8 +30,8 @@ SUPERVISED = False
 POLICY = ("simclr", "simclr-small")
 _PLAIN = {"colour": 0.0, "grey": 0.0}  # a picture's own cast of colour would give its patches away
 PRESETS = {
-    "small": {"views": _PLAIN | {"crop_min": 0.3},
-              "settings": {"grid": 5, "layers": 2, "hidden": 128, "jitter": 0.4, "patch_grey": 0.2,
+    "small": {"views": _PLAIN | {"crop_min": 0.6},
+              "settings": {"grid": 3, "directions": 4, "layers": 2, "hidden": 128, "jitter": 0.4, "patch_grey": 0.2,
                            "similarity": "cosine", "temperature": 0.1}},
     "paper": {"encoder": "torchvision:resnet101", "image_size": 256, "batch": 512, "epochs": 200.0, "policy": "simclr",
               "views": _PLAIN | {"grey": 1.0, "crop_min": 0.72, "crop_max": 0.73, "crop_ratio": 1.0, "blur": 0.0},

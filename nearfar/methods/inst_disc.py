@@ -24,8 +24,11 @@ from nearfar.methods.parts import Bank, Progress, Step, positive, shares
 SUPERVISED = False
 POLICY = ("moco-v1", "simclr-small")
 PRESETS = {
-    # few pictures: the softmax over all of them, exactly, as the paper on CIFAR-10
-    "small": {"settings": {"nce": False, "negatives": 0, "temperature": 0.1}},
+    # few pictures: the softmax over all of them, exactly, as the paper on CIFAR-10. In the few epochs of a short run
+    # rows lag behind: small steps, embeddings centred over the batch and rows that begin as embeddings keep them
+    # comparable, without which it learns nothing; chosen on CIFAR-10's training images
+    "small": {"settings": {"nce": False, "negatives": 0, "random_start": False, "last_norm": True, "depth": 2},
+              "optim": {"lr": 0.0005}},
     # zhirongw/lemniscate.pytorch, main.py: SGD, a tenth from epoch 120 and a hundredth from 160 on
     "paper": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 256, "epochs": 200.0, "policy": "moco-v1",
               "optim": {"name": "sgd", "lr": 0.03, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": False,
@@ -45,7 +48,6 @@ class Config:
     """how much of a row of the bank stays when its picture is seen"""
     random_start: bool = True
     """rows begin as random directions; else as their pictures' first embeddings, and count from then on"""
-    last_norm: bool = False
     depth: int = 1
     """linear layers of the projector"""
     hidden: int = 0
@@ -54,6 +56,8 @@ class Config:
     """dimensions of the bank's rows"""
     norm: str = "batch"
     """normalisation in the projector's hidden layers: batch, layer or none"""
+    last_norm: bool = False
+    """the same normalisation of its output: rows written at different times then have a centre in common"""
 
     def __post_init__(self) -> None:
         positive(self, "temperature", "depth", "dim")
@@ -108,10 +112,9 @@ class Method(nn.Module):
 
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
-        self.encoder, self.config = encoder, config
+        self.encoder, self.config, c = encoder, config, config
         d = encoder.features
-        self.projector = mlp(d, config.hidden or d, config.dim, depth=config.depth, norm=config.norm, last_norm=config.last_norm)
-        c = config
+        self.projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm, last_norm=c.last_norm)
         self.memory = Memory(images, c.dim, c.negatives, c.momentum, c.random_start)
         self.register_buffer("log_partition", torch.tensor(math.nan))  # log Z, constant from the first batch on
 
@@ -138,8 +141,8 @@ class Method(nn.Module):
         else:
             loss = info_nce(z, index, keys, numbers, temperature=self.config.temperature)
             chance = math.log(len(keys))
-        seen = torch.cat([z.detach(), self.memory.bank.rows[index].to(z.dtype)])  # its row stands for another view of it
-        return Step(loss, h.detach(), seen, index.repeat(2), {"chance": chance})
+        row = self.memory.bank.rows[index].to(z.dtype)  # stands for another view of it, to be watched
+        return Step(loss, h.detach(), torch.cat([z.detach(), row]), index.repeat(2), {"chance": chance})
 
     def after_step(self, progress: Progress) -> None:
         self.memory.write()

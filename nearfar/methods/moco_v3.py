@@ -20,7 +20,7 @@ from nearfar.losses import info_nce
 from nearfar.methods.parts import Progress, Step, cosine, follow, positive, shares, twin
 
 SUPERVISED = False
-POLICY = ("moco-v3", "byol-small")
+POLICY = ("moco-v3", "simclr-small")
 _PAPER = {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 4096, "policy": "moco-v3"}
 PRESETS = {
     # τ of the paper's transformers; heads as wide as small features want them

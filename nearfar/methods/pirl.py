@@ -27,7 +27,9 @@ SUPERVISED = False
 POLICY = ("moco-v1", "simclr-small")
 _VIEWS = [{}, {"crop_min": 0.6}]  # appendix A.1: patches come from a crop that keeps most of the picture
 PRESETS = {
-    "small": {"views": _VIEWS, "settings": {"negatives": 0, "temperature": 0.1}},
+    # as inst_disc.py's, for the same reasons
+    "small": {"views": _VIEWS, "optim": {"lr": 0.0005},
+              "settings": {"negatives": 0, "random_start": False, "last_norm": True, "depth": 2}},
     # section 3 and appendix A, and vissl's pirl_jigsaw_4node_resnet50.yaml; colour there is drawn for each patch
     "paper": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 1024, "epochs": 800.0, "policy": "moco-v1",
               "views": [{"crop_min": 0.08}, _VIEWS[1]],
@@ -54,7 +56,6 @@ class Config:
     """how much of a row of the bank stays when its picture is seen"""
     random_start: bool = True
     """rows begin as random directions; else as their pictures' first embeddings, and count from then on"""
-    last_norm: bool = False
     depth: int = 1
     """linear layers of the projector of pictures, and of that of single patches"""
     hidden: int = 0
@@ -63,6 +64,8 @@ class Config:
     """dimensions of the bank's rows"""
     norm: str = "batch"
     """normalisation in their hidden layers: batch, layer or none"""
+    last_norm: bool = False
+    """the same normalisation of the pictures' output: rows written at different times have a centre in common"""
 
     def __post_init__(self) -> None:
         positive(self, "temperature", "grid", "keep", "zoom", "depth", "dim")
@@ -95,7 +98,7 @@ class Method(nn.Module):
         self.encoder, self.config, c = encoder, config, config
         d = encoder.features
         self.projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm, last_norm=c.last_norm)  # f
-        self.patch_projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm, last_norm=c.last_norm)
+        self.patch_projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm)
         self.together = nn.Linear(c.grid**2 * c.dim, c.dim)  # g, with the above
         self.memory = Memory(images, c.dim, c.negatives, c.momentum, c.random_start)
 

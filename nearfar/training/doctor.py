@@ -225,12 +225,17 @@ def _why_collapsed(facts: Facts) -> tuple[str, str]:
     if held.get("stop_gradient") is False:
         return ("the gradient is not stopped on the side that is to be foretold, so that both sides meet in one answer "
                 "for all", "stop_gradient = true")  # fmt: skip
-    if "predictor_hidden" in held and "temperature" not in held:
+    if held.get("centring") is False:
+        return "centring is off, so nothing keeps the teacher from one answer for all", "centring = true"
+    alone = "temperature" not in held  # without negatives
+    if alone and held.get("norm") == "none" and ("predictor_hidden" in held or "teacher_temperature" in held):
+        return ("without negatives such a method leans on its projector's normalisation, and norm = \"none\"",
+                "norm = \"batch\", or lower --optim.lr")  # fmt: skip
+    if "predictor_hidden" in held and alone:
         return ("without negatives only the predictor and the side that is held still keep pictures apart, and the "
-                "predictor did not keep up", "lower --optim.lr, raise momentum where there is a twin, keep norm = "
-                "\"batch\"")  # fmt: skip
+                "predictor did not keep up", "lower --optim.lr; raise momentum where there is a twin")  # fmt: skip
     for name in ("variance", "off_diagonal", "weight"):
-        if name in held and "temperature" not in held:
+        if name in held and alone:
             return (f"the term that keeps pictures apart weighs too little ({name} = {held[name]:g})",
                     f"raise {name}, or lower --optim.lr")  # fmt: skip
     if "margin" in held:

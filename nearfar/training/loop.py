@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -53,6 +54,16 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+def _diagnosed(error: UserError, row: dict, doctor: Doctor, log: Callable[[dict], None]) -> UserError:
+    """A loss's complaint of NaN, with the doctor's words; any other error as it is."""
+    if "NaN or infinite" not in str(error):
+        return error
+    row = row | {"loss": math.nan, "broken_at": row["step"]}
+    log(row)
+    doctor.see(row)
+    return UserError(f"{doctor.findings[-1].text} ({error})")
+
+
 def fit(
     fabric: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Batches,
     views: Callable[..., list[Tensor]], pace: Pace, *, seed: int, optim: Optim,
@@ -91,7 +102,11 @@ def fit(
         labels = None if batch.label is None else torch.as_tensor(batch.label).to(fabric.device)
         clock.lap("views")
         progress = Progress(step, share, step / loader.steps_per_epoch, generator)
-        out = model(seen, index, labels, progress)
+        try:
+            out = model(seen, index, labels, progress)
+        except UserError as error:  # a loss that refuses what is not finite
+            row = {"step": step + 1, "time": round(time.perf_counter() - start, 3), "share": share, "lr": rate_now}
+            raise _diagnosed(error, row | {"weight_growth": watch.growth}, doctor, log) from None
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(out.loss)
         clock.lap("encoder")

@@ -15,9 +15,7 @@ from torch import Tensor
 from nearfar.evaluate.geometry import effective_rank
 from nearfar.methods.parts import Step
 
-ROWS = 256  # pictures of a batch that are looked at
-_RANK_EVERY = 5  # looks, where the spectrum is large
-_WIDE = 256  # eigenvalues of matrices up to this size take a few milliseconds
+ROWS = 256  # pictures of a batch that are looked at: eigenvalues of so many rows take a few milliseconds
 
 
 class Watch:
@@ -35,7 +33,6 @@ class Watch:
         self._kernels = [p.detach() for p in encoder.parameters() if p.requires_grad and p.ndim > 1]
         self._first = float(self._weights())
         self._bad: Tensor | float = math.inf
-        self._looks = 0
 
     def _weights(self) -> Tensor:
         return _norm(self._kernels)
@@ -44,6 +41,11 @@ class Watch:
         """Note the first step whose loss is not finite, without waiting for the device."""
         bad = torch.where(torch.isfinite(loss.detach()), math.inf, float(step))
         self._bad = torch.minimum(bad, torch.as_tensor(self._bad).to(bad))
+
+    @property
+    def growth(self) -> float:
+        """The norm of the encoder's weights, over what it was at the start."""
+        return float(self._weights()) / self._first if self._first else 1.0
 
     @property
     def broken_at(self) -> int | None:
@@ -60,23 +62,20 @@ class Watch:
         """
         if gradient is None:
             gradient = _norm([p.grad for p in self._parameters if p.grad is not None])
-        grown = float(self._weights()) / self._first if self._first else 1.0
-        row = {"gradient": float(gradient), "weight_growth": grown, "image_spread": image_spread(images)}
+        row = {"gradient": float(gradient), "weight_growth": self.growth, "image_spread": image_spread(images)}
         row |= {name: float(value) for name, value in out.stats.items()}
         z, h = out.projections.float(), out.features.float()
         if bool(torch.isfinite(z).all()) and bool(torch.isfinite(h).all()):
-            row |= similarities(z, out.groups) | self._spectra(z, h, min(ROWS, len(images)))
-        self._looks += 1
+            row |= similarities(z, out.groups) | _spectra(z, h, min(ROWS, len(images)))
         return row
 
-    def _spectra(self, z: Tensor, h: Tensor, n: int) -> dict[str, float]:
-        """Spread and effective rank of the first view's rows, which are independent of each other."""
-        (mean, least), row = spread(z[:n]), {}
-        row |= {"spread": mean, "spread_least": least, "spread_features": spread(h[:n])[0]}
-        for name, x in (("effective_rank", h[:n]), ("effective_rank_projections", z[:n])):
-            if min(x.shape) <= _WIDE or self._looks % _RANK_EVERY == 0:
-                row[name] = effective_rank(x, corrected=True)
-        return row
+
+def _spectra(z: Tensor, h: Tensor, n: int) -> dict[str, float]:
+    """Spread and effective rank of the first view's rows, which are independent of each other."""
+    mean, least = spread(z[:n])
+    return {"spread": mean, "spread_least": least, "spread_features": spread(h[:n])[0],
+            "effective_rank": effective_rank(h[:n], corrected=True),
+            "effective_rank_projections": effective_rank(z[:n], corrected=True)}  # fmt: skip
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
