@@ -76,10 +76,10 @@ def quality(name: str, data: str, seed: int, views: int, width: int) -> dict:
     if name == "untrained":
         build.calibrate(method, train, (given.low, given.high))
     else:
-        learnt = learn(train, recipe, method, log=rows.append, show=False)
+        learnt = learn(train, recipe, method, log=rows.append, show=False, tell=lambda f: said.append(f.text))
         row |= {"steps": recipe.steps, "each": each, "seconds": round(learnt.clock.total, 1),
                 "settings": recipe.settings, "optim": vars(recipe.optim), "policy": recipe.policy,
-                "precision": recipe.precision, "findings": said, "rows": rows,
+                "precision": recipe.precision, "findings": said,
                 "signs": {k: rows[-1].get(k) for k in SIGNS}}  # fmt: skip
     features = [build.embed(method, p, (given.low, given.high)) for p in (train, test)]
     return row | judged(features, train, test, seed)

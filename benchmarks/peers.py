@@ -12,7 +12,9 @@ nearfar     its own recipe `small` of the method.
 lightly     its parts as its CIFAR-10 benchmark puts them together (docs/source/getting_started/benchmarks/
             cifar10_benchmark.py, 2023-03-27): heads, losses, transforms at 32 pixels without blur, a DataLoader with
             two workers, SGD with learning rate 0.06 a 128 images (SwAV: Adam, 0.001), half a cosine by epochs.
-            Kinder than there: workers stay between epochs; bfloat16 where nearfar uses it. See lightly_methods.py.
+            Kinder than there: workers stay between epochs; bfloat16 where nearfar uses it; Barlow Twins takes LARS
+            from lightly's ImageNet benchmark, as that SGD does not train it here. See lightly_methods.py.
+lightly-sgd         Barlow Twins with that SGD, to see it (the others have it anyway and are passed over).
 lightly-optimiser   the same with nearfar's optimiser and schedule.
 lightly-as-ours     with nearfar's temperature and projector's sizes, too; what is left are the views and the engine.
 
@@ -44,7 +46,7 @@ from typing import Any
 from resident import peak
 
 METHODS = ("simclr", "moco", "swav", "barlow-twins", "swav-crops")
-WHO = ("nearfar", "lightly", "lightly-optimiser", "lightly-as-ours")
+WHO = ("nearfar", "lightly", "lightly-sgd", "lightly-optimiser", "lightly-as-ours")
 SCORES = {"knn": "kNN", "linear": "linear", "ten": "10 labels linear"}
 
 
@@ -89,9 +91,11 @@ def lightly(given: argparse.Namespace, method: str, who: str, seed: int) -> dict
     loader = DataLoader(LightlyDataset.from_torch_dataset(data, transform=peer.transform), given.batch, shuffle=True,
                         drop_last=True, num_workers=given.workers, persistent_workers=given.workers > 0)  # fmt: skip
     steps = math.ceil(given.epochs * len(loader))  # as nearfar counts
-    ours = None if who == "lightly" else recipe_of(method).optim
-    optimiser = build(ours, peer.trained) if ours else peer.optimiser(given.batch)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, math.ceil(given.epochs))
+    ours = recipe_of(method).optim if who in ("lightly-optimiser", "lightly-as-ours") else None
+    if who == "lightly-sgd":
+        peer.optimiser = "sgd"
+    theirs = peer.schedule(given.batch, math.ceil(given.epochs), steps)
+    optimiser, schedule, by_steps = (build(ours, peer.trained), None, False) if ours else theirs
     peer.trained.train()
     losses, seen, before, start = [], 0, peak(), time.perf_counter()
     while len(losses) < steps:
@@ -104,12 +108,14 @@ def lightly(given: argparse.Namespace, method: str, who: str, seed: int) -> dict
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
+            if by_steps:
+                schedule.step()
             losses.append(loss.detach())
             seen += sum(map(len, views))
             if len(losses) == steps:
                 break
-        if not ours:
-            cosine.step()
+        if schedule and not by_steps:
+            schedule.step()
     took = time.perf_counter() - start
     rows = {"steps": steps, "seconds": took, "views": seen, "losses": [float(losses[0]), float(losses[-1])],
             "memory": peak(), "memory_before": before}  # fmt: skip
@@ -213,7 +219,7 @@ def run_all(given: argparse.Namespace) -> int:
     failed = 0
     for seed, method in ((s, m) for s in given.seeds for m in given.methods):
         for who in given.who[:: -1 if (seed + METHODS.index(method)) % 2 else 1]:
-            if asked(given, method, who, seed) in there:
+            if asked(given, method, who, seed) in there or (who == "lightly-sgd" and method != "barlow-twins"):
                 continue
             command = [sys.executable, __file__, *sys.argv[1:], "--one", method, who, str(seed)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | threads

@@ -116,15 +116,15 @@ class Method(nn.Module):
         d = encoder.features
         self.projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm, last_norm=c.last_norm)
         self.memory = Memory(images, c.dim, c.negatives, c.momentum, c.random_start)
-        self.register_buffer("log_partition", torch.tensor(math.nan))  # log Z, constant from the first batch on
+        self.register_buffer("log_partition", torch.tensor(math.inf))  # log Z; unmeasured before the first batch
 
     def project(self, features: Tensor) -> Tensor:
         return self.projector(features)  # (B, dim)
 
     def estimation(self, z: Tensor, index: Tensor, keys: Tensor, numbers: Tensor) -> Tensor:
         """NCE: P / (P + m/n) is the chance that a row is the picture's, P = exp(v·m_i / τ) / Z. A logistic loss."""
-        m, n, temperature = len(keys) - 1, len(self.memory.bank.rows), self.config.temperature
-        if self.log_partition.isnan():
+        m, n, temperature = max(1, len(keys) - 1), len(self.memory.bank.rows), self.config.temperature
+        if self.log_partition.isinf():
             s = widened(z.detach(), unit=True) @ keys.to(torch.promote_types(z.dtype, torch.float32)).T  # (B, K)
             both = dist.total(torch.stack([(s.double() / temperature).exp().sum(), s.new_tensor(s.numel()).double()]))
             self.log_partition.copy_((n * both[0] / both[1]).log())
@@ -136,7 +136,7 @@ class Method(nn.Module):
         z = self.project(h)  # (B, dim)
         keys, numbers = self.memory(z.detach(), index, progress.generator)
         if self.config.nce:
-            loss, m = self.estimation(z, index, keys, numbers), len(keys) - 1
+            loss, m = self.estimation(z, index, keys, numbers), max(1, len(keys) - 1)
             chance = math.log1p(m) + m * math.log1p(1 / m)
         else:
             loss = info_nce(z, index, keys, numbers, temperature=self.config.temperature)

@@ -29,7 +29,7 @@ _VIEWS = [{}, {"crop_min": 0.6}]  # appendix A.1: patches come from a crop that 
 PRESETS = {
     # as inst_disc.py's, for the same reasons
     "small": {"views": _VIEWS, "optim": {"lr": 0.0005},
-              "settings": {"negatives": 0, "random_start": False, "last_norm": True, "depth": 2}},
+              "settings": {"negatives": 0, "random_start": False, "last_norm": True, "depth": 2, "temperature": 0.1}},
     # section 3 and appendix A, and vissl's pirl_jigsaw_4node_resnet50.yaml; colour there is drawn for each patch
     "paper": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 1024, "epochs": 800.0, "policy": "moco-v1",
               "views": [{"crop_min": 0.08}, _VIEWS[1]],
@@ -65,7 +65,7 @@ class Config:
     norm: str = "batch"
     """normalisation in their hidden layers: batch, layer or none"""
     last_norm: bool = False
-    """the same normalisation of the pictures' output: rows written at different times have a centre in common"""
+    """the same normalisation of their output: rows written at different times then have a centre in common"""
 
     def __post_init__(self) -> None:
         positive(self, "temperature", "grid", "keep", "zoom", "depth", "dim")
@@ -98,7 +98,7 @@ class Method(nn.Module):
         self.encoder, self.config, c = encoder, config, config
         d = encoder.features
         self.projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm, last_norm=c.last_norm)  # f
-        self.patch_projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm)
+        self.patch_projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm, last_norm=c.last_norm)
         self.together = nn.Linear(c.grid**2 * c.dim, c.dim)  # g, with the above
         self.memory = Memory(images, c.dim, c.negatives, c.momentum, c.random_start)
 
