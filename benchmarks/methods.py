@@ -10,7 +10,7 @@ Each run is a process of its own with the method's own `small` preset. An image-
 through the encoder; a small crop counts by its area (half the side: a quarter). Methods that take one view of an
 image therefore take twice the steps of those that take two. Beside them stand raw pixels, the untrained encoder of each
 seed (its BatchNorm measured on training images) and `supervised`, plain cross-entropy. Features are those after the
-last step. The judge is nearfar's: kNN, linear probe (C from a split of the training part) and probes on 1 and 10 labels a
+last step. The judge is nearfar's: kNN, linear probe (C from a split of the training part), probes on 1 and 10 labels a
 class, on test images that chose nothing. `--jobs 2` runs two at once with a thread each; `--speed` runs each method
 alone with all threads for a few steps, for images a second and peak memory. Runs that are in the file already are
 passed over.

@@ -3,7 +3,8 @@
     python examples/few_labels.py
 
 One labelled digit a class. Cross-entropy sees those ten pictures, with the same views, encoder and steps; SimCLR
-sees all 1,200 without labels, and a linear probe then reads the ten. Both are judged on 597 digits that nothing has seen.
+sees all 1,200 without labels, and a linear probe then reads the ten. Both are judged on 597 digits that nothing has
+seen.
 """
 
 import tempfile

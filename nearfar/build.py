@@ -78,6 +78,9 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
         )
     if methods.module(recipe.method).SUPERVISED and source.labels is None:
         raise UserError(f"{recipe.method} learns from labels and {recipe.source} has none: use --method simclr")
+    if methods.module(recipe.method).SUPERVISED and len(np.unique(source.labels)) < 2:
+        raise UserError(f"{recipe.method} tells classes apart and all labels of {recipe.source} are the same: "
+                        "use --method simclr")  # fmt: skip
     own = getattr(methods.module(recipe.method), "POLICY", None)
     policy = choose(source.shape, source.hint, own) if recipe.policy == "auto" else recipe.policy
     check_channels(recipe.views, source.shape[2])

@@ -167,6 +167,8 @@ def test_it_learns(name, digits, tmp_path):
 def test_supervised_methods_ask_for_labels(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name} learns from labels and array has none"):
         nearfar.train(np.zeros((20, 8, 8), np.uint8), method=name, out=tmp_path / "r", batch=8)
+    with pytest.raises(ValueError, match=f"{name} tells classes apart and all labels of array are the same"):
+        nearfar.train((np.zeros((20, 8, 8), np.uint8), ["cat"] * 20), method=name, out=tmp_path / "r", batch=8)
     assert not (tmp_path / "r").exists()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import ArcFace
-from nearfar.methods.parts import Progress, Step, positive
+from nearfar.methods.parts import Progress, Step, positive, several_classes
 
 SUPERVISED = True
 PRESETS = {
@@ -56,8 +56,7 @@ class Method(nn.Module):
 
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
-        if classes < 2:
-            raise UserError(f"arcface tells classes apart: give labels of two or more, got {classes}")
+        several_classes("arcface", classes)
         self.encoder, self.config = encoder, config
         d = encoder.features
         out = config.dim if config.depth else d

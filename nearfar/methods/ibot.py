@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nearfar import dist
+from nearfar.encoders.tokens import block_masks, transformer, with_tokens
 from nearfar.errors import UserError
 from nearfar.losses import dino, update_centre
 from nearfar.losses.rows import reduced, widened
@@ -82,28 +83,75 @@ class Config:
             raise UserError(f"norm {self.norm!r}: give batch or none")
 
 
-def transformer(encoder: nn.Module) -> nn.Module:
-    """timm's vision transformer inside an encoder, or one line."""
-    net = getattr(getattr(encoder, "backbone", None), "net", None)
-    if not all(hasattr(net, part) for part in ("patch_embed", "blocks", "norm", "num_prefix_tokens")):
-        raise UserError("ibot hides patches of a vision transformer and this encoder has none: "
-                        "pass --encoder timm:vit_tiny_patch16_224")  # fmt: skip
-    return net
+class Method(nn.Module):
+    views = 2
 
+    def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
+        super().__init__()
+        net = transformer(encoder)
+        self.small_views = bool(getattr(net, "dynamic_img_size", False))
+        self.encoder, self.config = encoder, config
+        self.projector = projector(encoder.features, config)
+        self.prototypes = last_layer(config)
+        self.twin = twin(self._parts())
+        self.token = nn.Parameter(torch.zeros(encoder.features))  # in a hidden patch's place
+        self.register_buffer("centres", torch.zeros(2, config.prototypes))  # of [CLS], of patches
+        self.fresh: list[Tensor] = []
 
-def encode(encoder: nn.Module, x: Tensor, hidden: Tensor | None = None, token: Tensor | None = None):
-    """Features and patch tokens, with ``token`` in place of hidden patches. hidden (B, P) -> (B, d), (B, P, d)"""
-    net, seen = transformer(encoder), []
+    def _parts(self) -> nn.ModuleList:
+        return nn.ModuleList([self.encoder, self.projector, self.prototypes])
 
-    def hide(part: nn.Module, given: tuple, out: Tensor) -> Tensor:
-        return torch.where(hidden.view(*out.shape[:-1], 1), token.to(out.dtype), out)
+    def project(self, features: Tensor) -> Tensor:
+        return self.projector(features)  # (B, dim)
 
-    handles = [net.norm.register_forward_hook(lambda part, given, out: seen.append(out))]
-    if hidden is not None:
-        handles.append(net.patch_embed.register_forward_hook(hide))
-    try:
-        features = encoder(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return features, seen[0][:, net.num_prefix_tokens :]
+    def _scores(self, parts: nn.ModuleList, h: Tensor) -> Tensor:
+        """What the last layer says of features or tokens. (…, d) -> (…, K)"""
+        _, projector, prototypes = parts
+        z = widened(projector(h.flatten(0, -2)), unit=True)  # (rows, dim)
+        return widened(prototypes(z), unit=False).unflatten(0, h.shape[:-1])
+
+    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
+        c, b, x, mine = self.config, len(index), torch.cat(views[:2]), self._parts()
+        with torch.no_grad():
+            seen = with_tokens(self.twin[0], transformer(self.twin[0]), x)  # (2B, 1 + P, d)
+            t = self._scores(self.twin, seen)  # (2B, 1 + P, K)
+        hidden = self._hidden(x, b, progress).to(x.device)  # (2B, P)
+        h = with_tokens(self.encoder, transformer(self.encoder), x, hidden, self.token)  # (2B, 1 + P, d)
+        s = self._scores(mine, h)  # (2B, 1 + P, K)
+        sizes = dict.fromkeys(v.shape[-2:] for v in views[2:])
+        small = [self.encoder(torch.cat([v for v in views[2:] if v.shape[-2:] == size])) for size in sizes]
+        student = [*s[:, 0].split(b), *(part for h_v in small for part in self._scores(mine, h_v).split(b))]  # V of (B, K)
+        warm = min(1.0, progress.epoch / c.warmup_epochs) if c.warmup_epochs > 0 else 1.0
+        temperature = c.start_temperature + (c.teacher_temperature - c.start_temperature) * warm
+        cls = dino(student, t[:, 0].split(b), self.centres[0], student_temperature=c.student_temperature,
+                   teacher_temperature=temperature)  # fmt: skip
+        wanted = ((t[:, 1:] - self.centres[1]) / temperature).softmax(2)  # (2B, P, K)
+        costs = -(wanted * (s[:, 1:] / c.student_temperature).log_softmax(2)).sum(2) * hidden  # (2B, P)
+        costs = costs.sum(1) / hidden.sum(1).clamp(min=1)  # (2B,): the mean over a view's hidden patches
+        patch = reduced(costs, torch.ones_like(costs), "mean")
+        self.fresh = [t[:, 0], t[:, 1:].mean(1)]  # (2B, K) each
+        used = usage(((t[:, 0] - self.centres[0]) / temperature).softmax(1))
+        stats = {"class_loss": cls.detach(), "patch_loss": patch.detach(), "prototype_usage": used}
+        features = h[:, 0].detach()  # (2B, d)
+        with torch.no_grad():
+            z = self.projector(features)  # (2B, dim)
+        return Step(cls + c.patch_weight * patch, features, z, index.repeat(2), stats)
+
+    def _hidden(self, x: Tensor, b: int, progress: Progress) -> Tensor:
+        """My rows of the masks of all processes' views. (2B, P)"""
+        c, size = self.config, transformer(self.encoder).patch_embed.patch_size
+        counts = [n for (n,) in dist.exchange([b], x.device)]
+        first = sum(counts[: dist.rank()])
+        masks = block_masks(x.shape[-2] // size[0], x.shape[-1] // size[1], 2 * sum(counts), progress.generator,
+                            share=c.mask_share, spread=c.mask_spread, masked=c.masked)  # fmt: skip
+        return torch.cat([half[first : first + b] for half in masks.chunk(2)])
+
+    def before_step(self, progress: Progress) -> None:
+        if progress.epoch < self.config.frozen_epochs:
+            for p in self.prototypes.parameters():
+                p.grad = None
+
+    def after_step(self, progress: Progress) -> None:
+        follow(self.twin, self._parts(), cosine(self.config.momentum, 1.0, progress.share))
+        for centre, said in zip(self.centres, self.fresh):
+            centre.copy_(update_centre(centre, [said], self.config.centre_momentum))

@@ -17,7 +17,7 @@ from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import LearntTemperature, logistic
-from nearfar.methods.parts import Progress, Step, positive
+from nearfar.methods.parts import Progress, Step, pairs_of_a_class, positive
 
 SUPERVISED = True
 _LEAST = 0.01  # τ that is learnt stays above it
@@ -61,8 +61,7 @@ class Config:
             raise UserError(f"temperature {self.temperature} is under {_LEAST}, the least that is learnt")
         if not math.isfinite(self.bias):
             raise UserError(f"bias {self.bias} must be a number")
-        if self.per_class < 2:
-            raise UserError(f"per_class {self.per_class} makes no pairs of a class: give 2 or more")
+        pairs_of_a_class(self)
 
 
 class Method(nn.Module):

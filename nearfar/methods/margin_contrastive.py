@@ -16,7 +16,7 @@ from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import margin_contrastive
 from nearfar.losses.rows import widened
-from nearfar.methods.parts import Progress, Step, positive
+from nearfar.methods.parts import Progress, Step, pairs_of_a_class, positive
 
 SUPERVISED = True
 PRESETS = {
@@ -56,8 +56,7 @@ class Config:
         positive(self, "margin", "dim")
         if self.unit and self.margin > 2:
             raise UserError(f"margin {self.margin}: embeddings of length one are at most 2 apart")
-        if self.per_class < 2:
-            raise UserError(f"per_class {self.per_class} makes no pairs of a class: give 2 or more")
+        pairs_of_a_class(self)
 
 
 class Method(nn.Module):

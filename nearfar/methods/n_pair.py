@@ -16,7 +16,7 @@ from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import n_pair
-from nearfar.methods.parts import Progress, Step, positive
+from nearfar.methods.parts import Progress, Step, pairs_of_a_class, positive
 
 SUPERVISED = True
 PRESETS = {
@@ -53,8 +53,7 @@ class Config:
         positive(self, "dim")
         if not self.l2 >= 0:
             raise UserError(f"l2 {self.l2} must not be negative")
-        if self.per_class < 2:
-            raise UserError(f"per_class {self.per_class} makes no pairs of a class: give 2 or more")
+        pairs_of_a_class(self)
 
 
 class Method(nn.Module):

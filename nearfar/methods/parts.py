@@ -61,6 +61,18 @@ def shares(config: object, *names: str) -> None:
             raise UserError(f"{name} {getattr(config, name)} must lie between 0 and 1")
 
 
+def pairs_of_a_class(config: object) -> None:
+    """One line where batches of P classes with K images each would hold no pair of a class."""
+    if config.per_class < 2:
+        raise UserError(f"per_class {config.per_class} makes no pairs of a class: give 2 or more")
+
+
+def several_classes(method: str, classes: int) -> None:
+    """One line where there are no classes to tell apart."""
+    if classes < 2:
+        raise UserError(f"{method} tells classes apart: give labels of two or more, got {classes}")
+
+
 def cosine(start: float, end: float, share: float) -> float:
     """Half a cosine from one value to another, for momenta. share in [0, 1]
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from nearfar.encoders.project import mlp
-from nearfar.errors import UserError
 from nearfar.losses import ProxyAnchor
-from nearfar.methods.parts import Progress, Rate, Step, positive
+from nearfar.methods.parts import Progress, Rate, Step, positive, several_classes
 
 SUPERVISED = True
 PRESETS = {
@@ -57,8 +56,7 @@ class Method(nn.Module):
 
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
-        if classes < 2:
-            raise UserError(f"proxy-anchor tells classes apart: give labels of two or more, got {classes}")
+        several_classes("proxy-anchor", classes)
         self.encoder, self.config = encoder, config
         d = encoder.features
         out = config.dim if config.depth else d

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nearfar.errors import UserError
 from nearfar.losses.rows import reduced, widened
-from nearfar.methods.parts import Progress, Step, shares
+from nearfar.methods.parts import Progress, Step, several_classes, shares
 
 SUPERVISED = True
 PRESETS = {
@@ -42,8 +41,7 @@ class Method(nn.Module):
 
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
-        if classes < 2:
-            raise UserError(f"supervised tells classes apart: give labels of two or more, got {classes}")
+        several_classes("supervised", classes)
         self.encoder, self.config, self.classes = encoder, config, classes
         self.projector = nn.Linear(encoder.features, classes)
 

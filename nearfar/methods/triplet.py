@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nearfar.encoders.project import mlp
 from nearfar.errors import UserError, nearest
 from nearfar.losses import triplet
-from nearfar.methods.parts import Progress, Step, positive
+from nearfar.methods.parts import Progress, Step, pairs_of_a_class, positive
 
 SUPERVISED = True
 _MINING = ("hard", "all", "semi-hard", "distance-weighted")
@@ -63,8 +63,7 @@ class Config:
             raise UserError(f"unknown mining {self.mining!r}{nearest(self.mining, _MINING)}")
         if self.metric not in _METRICS:
             raise UserError(f"unknown metric {self.metric!r}{nearest(self.metric, _METRICS)}")
-        if self.per_class < 2:
-            raise UserError(f"per_class {self.per_class} makes no pairs of a class: give 2 or more")
+        pairs_of_a_class(self)
 
 
 class Method(nn.Module):
