@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import spawn
 from torch import nn
 
 from nearfar import methods
@@ -283,4 +284,113 @@ def test_vicreg_takes_one_view_after_the_other():
     a, b = pictures(method)
     out = forward(method, [a, b])
     torch.testing.assert_close(out.projections[:B], method.projector(method.encoder(a)))  # BatchNorm saw a alone
-    assert float(forward(method, [a, a]).loss) < float(out.loss)  # no distance is left
+    assert float(forward(method, [a, a]).loss.detach()) < float(out.loss.detach())  # no distance is left
+
+
+# --- iBOT -------------------------------------------------------------------------------------------------------
+
+
+def masking(**settings) -> nn.Module:
+    """iBOT on a transformer of two narrow blocks, 3 × 3 patches of 4 pixels."""
+    vit = pytest.importorskip("timm.models.vision_transformer")
+    from nearfar.encoders.backbones import _Pooled
+    from nearfar.encoders.image import ImageEncoder
+
+    torch.manual_seed(0)
+    net = vit.VisionTransformer(img_size=12, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=0,
+                                dynamic_img_size=True)  # fmt: skip
+    pooled = _Pooled(net, (12, 12, 3), "vit")
+    encoder = ImageEncoder(pooled, torch.full((3,), 0.5), torch.full((3,), 0.3))
+    module = methods.module("ibot")
+    known = {k: v for k, v in TINY.items() if k in module.Config.__dataclass_fields__}
+    return module.Method(encoder, module.Config(**known | settings), 0, B).double().train()
+
+
+def crops(method: nn.Module, seed: int = 0) -> list[torch.Tensor]:
+    large, small = pictures(method, seed)[:2], pictures(method, seed)[2:]
+    return large + [F.interpolate(v, (8, 8)) for v in small]  # 2 × 2 patches
+
+
+def test_ibot_with_nothing_hidden_is_dino_and_hidden_patches_add_to_it():
+    plain, method = masking(masked=0.0), masking(masked=1.0)
+    views = crops(plain)
+    assert plain.small_views
+    out = forward(plain, views)
+    assert float(out.stats["patch_loss"]) == 0
+    with torch.no_grad():
+        parts = plain.encoder, plain.projector, plain.prototypes  # teacher and student begin alike
+        score = lambda x: parts[2](F.normalize(parts[1](parts[0](x)), dim=1))  # noqa: E731
+        s = [score(v) for v in views]
+        terms = [-((s[i] / 0.04).softmax(1) * (s[v] / 0.1).log_softmax(1)).sum(1).mean()
+                 for i in range(2) for v in range(4) if i != v]  # fmt: skip
+    torch.testing.assert_close(out.loss.detach(), sum(terms) / len(terms))
+    out = forward(method, views)
+    assert float(out.stats["patch_loss"]) > 0
+    torch.testing.assert_close(out.loss.detach(), out.stats["class_loss"] + out.stats["patch_loss"])
+    out.loss.backward()
+    assert float(method.token.grad.abs().max()) > 0  # what stands in a hidden patch's place is learnt
+    assert all(p.grad is None for p in method.twin.parameters())
+    before = method.centres.clone()
+    method.after_step(at(0.5))
+    assert bool((method.centres != before).any(1).all())  # both have moved
+    assert set(dict(method.named_buffers())) & set(method.state_dict()) >= {"centres"}
+
+
+def test_ibots_student_does_not_see_what_is_hidden():
+    from nearfar.encoders.tokens import block_masks, transformer, with_tokens
+
+    method = masking()
+    net, x = transformer(method.encoder), pictures(method)[0]
+    hidden = torch.zeros(B, 9, dtype=torch.bool)
+    hidden[:, 4] = True  # the middle one
+    other = x.clone()
+    other[:, :, 4:8, 4:8] = 0.5
+    got = [with_tokens(method.encoder, net, v, hidden, method.token) for v in (x, other)]
+    assert got[0].shape == (B, 10, 8)
+    torch.testing.assert_close(got[0], got[1])
+    seen = [with_tokens(method.encoder, net, v) for v in (x, other)]
+    assert float((seen[0] - seen[1]).detach().abs().max()) > 1e-3
+    torch.testing.assert_close(seen[0][:, 0], method.encoder(x))
+    assert not net.norm._forward_hooks
+    assert not net.patch_embed._forward_hooks
+    g = torch.Generator().manual_seed(0)
+    masks = block_masks(14, 14, 500, g, share=0.3, spread=0.2, masked=0.5).float()
+    shares = masks.mean(1)[masks.any(1)]
+    assert 0.4 < float(masks.any(1).float().mean()) < 0.6
+    assert float(shares.max()) <= 0.5
+    assert 0.25 < float(shares.mean()) < 0.32  # what is left over a little is not hidden
+
+
+def test_ibot_wants_a_transformer():
+    with pytest.raises(ValueError, match="pass --encoder timm:vit_tiny_patch16_224"):
+        build("ibot")
+
+
+def ibots_steps() -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Three steps on this process's part of the pictures, by DDP's rule."""
+    td = torch.distributed
+    world, rank = (td.get_world_size(), td.get_rank()) if td.is_initialized() else (1, 0)
+    method, losses, mine = masking(frozen_epochs=0.0), [], INDEX.chunk(world)[rank]
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    for step in range(3):
+        progress = Progress(step, step / 3, step / 2, torch.Generator().manual_seed(step))
+        out = method([v[mine] for v in crops(method, step)], mine, None, progress)
+        optimizer.zero_grad()
+        out.loss.backward()
+        for p in method.parameters():
+            if world > 1 and p.grad is not None:
+                td.all_reduce(p.grad)
+                p.grad /= world
+        optimizer.step()
+        method.after_step(progress)
+        losses.append(float(out.loss.detach()))
+    return losses, method.state_dict()
+
+
+def test_ibot_on_two_processes_is_one():
+    pytest.importorskip("timm")
+    one, held = ibots_steps()
+    for two, there in spawn(2, ibots_steps):
+        assert two == pytest.approx(one, rel=1e-9)
+        for key, value in held.items():
+            torch.testing.assert_close(there[key], value, rtol=1e-9, atol=1e-9)

@@ -86,7 +86,7 @@ def _norm(x: np.ndarray) -> list:
         loss.backward()
     grads = [dist.total(p.grad) / dist.world() for p in net.parameters()]
     used = net.eval()(whole)
-    return [float(loss), used.detach(), *[g.detach() for g in grads], *[b.clone() for b in net.buffers()]]
+    return [float(loss.detach()), used.detach(), *[g.detach() for g in grads], *[b.clone() for b in net.buffers()]]
 
 
 def test_batch_norm_over_all_processes_is_that_of_one():

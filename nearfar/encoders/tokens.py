@@ -64,7 +64,7 @@ def block_masks(
         share, spread: the share is uniform in share ± spread.
         masked: share of the views of which any are hidden.
 
-    Rectangles have a ratio log-uniform in [0.3, 1/0.3] and overlap as they will; where none of 16 fits, fewer are hidden.
+    Rectangles have a ratio log-uniform in [0.3, 1/0.3] and may overlap; where none of 16 fits, fewer are hidden.
     Returns (count, rows · cols), boolean. Bao et al. 2021 (arXiv:2106.08254); bytedance/ibot, loader.py.
 
     >>> masks = block_masks(8, 8, 1000, torch.Generator().manual_seed(0))

@@ -30,6 +30,7 @@ POLICY = ("swav", "simclr-small")
 _PAPER = {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 4096, "policy": "swav",
           "optim": {"name": "lars", "lr": 4.8, "weight_decay": 1e-6, "warmup": 0.0125, "lr_end": 0.001}}  # fmt: skip
 PRESETS = {
+    # without last_norm all embeddings come to lie in a narrow cone, in which clusters say little
     "small": {"settings": {"hidden": 512, "prototypes": 256, "every": 0.5, "last_norm": True}},
     # facebookresearch/swav, deepclusterv2_800ep_pretrain.sh
     "paper": _PAPER | {"epochs": 800.0},

@@ -24,12 +24,15 @@ from nearfar.losses.rows import widened
 from nearfar.methods.parts import Progress, Step, cosine, follow, positive, shares, twin, usage
 
 SUPERVISED = False
-POLICY = ("dino", "dino-small")
+POLICY = ("dino", "simclr-small")
 _PAPER = {"encoder": "timm:vit_small_patch16_224", "image_size": 224, "policy": "dino"}
 _ADAMW = {"name": "adamw", "weight_decay": 0.04, "weight_decay_end": 0.4, "beta2": 0.999, "clip": 3.0}
+_SMALL = {"prototypes": 1024, "hidden": 512, "dim": 128, "norm": "batch", "momentum": 0.95,
+          "teacher_temperature": 0.04, "frozen_epochs": 0.1}  # fmt: skip
 PRESETS = {
-    "small": {"settings": {"prototypes": 1024, "hidden": 512, "dim": 128, "norm": "batch", "momentum": 0.99,
-                           "teacher_temperature": 0.04, "frozen_epochs": 0.1}},
+    # two views and a teacher that follows within a short run; chosen on CIFAR-10's training images
+    "small": {"optim": {"lr": 0.002}, "settings": _SMALL},
+    "small-crops": {"policy": "dino-small", "optim": {"lr": 0.002}, "settings": _SMALL},
     # facebookresearch/dino, README, "boosting": 300 epochs on 16 × 64 images, 0.0005 · 1024/256, ten of warm-up, down
     # to 10⁻⁶. There each parameter's gradient is clipped at 3, here all of them together
     "paper": _PAPER | {"batch": 1024, "epochs": 300.0, "settings": {"lengths": True},

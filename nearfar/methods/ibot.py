@@ -120,10 +120,10 @@ class Method(nn.Module):
         s = self._scores(mine, h)  # (2B, 1 + P, K)
         sizes = dict.fromkeys(v.shape[-2:] for v in views[2:])
         small = [self.encoder(torch.cat([v for v in views[2:] if v.shape[-2:] == size])) for size in sizes]
-        student = [*s[:, 0].split(b), *(part for h_v in small for part in self._scores(mine, h_v).split(b))]  # V of (B, K)
+        rows = torch.cat([s[:, 0], *(self._scores(mine, h_v) for h_v in small)])  # (V·B, K)
         warm = min(1.0, progress.epoch / c.warmup_epochs) if c.warmup_epochs > 0 else 1.0
         temperature = c.start_temperature + (c.teacher_temperature - c.start_temperature) * warm
-        cls = dino(student, t[:, 0].split(b), self.centres[0], student_temperature=c.student_temperature,
+        cls = dino(rows.split(b), t[:, 0].split(b), self.centres[0], student_temperature=c.student_temperature,
                    teacher_temperature=temperature)  # fmt: skip
         wanted = ((t[:, 1:] - self.centres[1]) / temperature).softmax(2)  # (2B, P, K)
         costs = -(wanted * (s[:, 1:] / c.student_temperature).log_softmax(2)).sum(2) * hidden  # (2B, P)
@@ -131,7 +131,8 @@ class Method(nn.Module):
         patch = reduced(costs, torch.ones_like(costs), "mean")
         self.fresh = [t[:, 0], t[:, 1:].mean(1)]  # (2B, K) each
         used = usage(((t[:, 0] - self.centres[0]) / temperature).softmax(1))
-        stats = {"class_loss": cls.detach(), "patch_loss": patch.detach(), "prototype_usage": used}
+        chance = math.log(c.prototypes) * (1 + c.patch_weight * c.masked)  # views with nothing hidden cost nothing
+        stats = {"chance": chance, "class_loss": cls.detach(), "patch_loss": patch.detach(), "prototype_usage": used}
         features = h[:, 0].detach()  # (2B, d)
         with torch.no_grad():
             z = self.projector(features)  # (2B, dim)

@@ -19,7 +19,9 @@ from nearfar.methods.parts import Progress, Rate, Step, positive
 SUPERVISED = False
 POLICY = ("simsiam", "simclr-small")
 PRESETS = {
-    "small": {"settings": {"hidden": 1024, "predictor_hidden": 256, "dim": 1024}},
+    # AdamW's even steps are too much for a loss without negatives; SGD as on CIFAR-10 in the paper's appendix D
+    "small": {"optim": {"name": "sgd", "lr": 0.1, "weight_decay": 5e-4},
+              "settings": {"hidden": 1024, "predictor_hidden": 256, "dim": 1024}},
     # facebookresearch/simsiam, main_simsiam.py with --fix-pred-lr: 0.05 · 512/256, no warm-up
     "paper": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 512, "epochs": 100.0, "policy": "simsiam",
               "optim": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": False,

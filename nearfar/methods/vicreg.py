@@ -17,9 +17,9 @@ from nearfar.losses import vicreg
 from nearfar.methods.parts import Progress, Step, positive
 
 SUPERVISED = False
-POLICY = ("vicreg", "byol-small")
+POLICY = ("vicreg", "simclr-small")
 PRESETS = {
-    "small": {"settings": {"hidden": 1024, "dim": 1024}},
+    "small": {"optim": {"lr": 0.002, "clip": 1.0}, "settings": {"hidden": 1024, "dim": 512}},
     # facebookresearch/vicreg, README: 1000 epochs, batch 2048, base-lr 0.2; LARS, ten of warm-up, down to a thousandth
     "paper": {"encoder": "torchvision:resnet50", "image_size": 224, "batch": 2048, "epochs": 1000.0, "policy": "vicreg",
               "optim": {"name": "lars", "lr": 1.6, "weight_decay": 1e-6, "warmup": 0.01, "lr_end": 0.001}},
