@@ -124,3 +124,20 @@ def test_the_shuffle_deals_rows_among_processes_and_gives_them_back():
     assert sorted(torch.cat([g[2] for g in got])[:, 0].tolist()) == list(range(8))
     x = torch.ones(2, 2)
     assert parts.shuffled(lambda a: a, x, torch.Generator()) is x  # one process: nothing to shuffle
+
+
+def test_torchvisions_resnets_give_maps_whose_mean_are_their_features():
+    torchvision = pytest.importorskip("torchvision")
+    from nearfar.encoders import image_encoder
+
+    torch.manual_seed(0)
+    encoder = image_encoder("torchvision:resnet18", (64, 64, 3), torch.zeros(3), torch.ones(3)).eval()
+    torch.manual_seed(0)
+    plain = torchvision.models.resnet18()
+    plain.fc = nn.Identity()
+    plain.conv1, plain.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()  # the stem of small pictures
+    plain.load_state_dict(encoder.backbone.net.state_dict(), strict=False)
+    x = torch.rand(2, 3, 64, 64)
+    maps = encoder.maps(x)
+    assert [tuple(m.shape[1:]) for m in maps.values()] == [(64, 64, 64), (128, 32, 32), (256, 16, 16), (512, 8, 8)]
+    torch.testing.assert_close(encoder(x), plain.eval()(x), rtol=1e-4, atol=1e-5)

@@ -36,6 +36,21 @@ class _Pooled(nn.Module):
         return y if y.dtype == torch.float64 else y.float()
 
 
+class _Staged(nn.Module):
+    """A torchvision ResNet without its head, whose stages' maps can be had: (B, C, H, W) -> maps by name."""
+
+    def __init__(self, net: nn.Module, features: int) -> None:
+        super().__init__()
+        self.net, self.features = net, features
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        net, out = self.net, {}
+        x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+        for i, stage in enumerate((net.layer1, net.layer2, net.layer3, net.layer4)):
+            x = out[f"stage{i + 1}"] = stage(x)
+        return out
+
+
 def _replace_first_conv(net: nn.Module, channels: int, small: bool) -> None:
     """Make the first convolution take ``channels``; for small images also 3×3 without stride (He's CIFAR stem)."""
     for name, part in net.named_modules():
@@ -78,7 +93,8 @@ def from_torchvision(name: str, shape: tuple[int, int, int], *, small: bool) -> 
     _replace_first_conv(net, shape[2], small)
     if small:
         _drop_stem_pool(net)
-    return _Pooled(net, shape, f"torchvision:{name}")
+    pooled = _Pooled(net, shape, f"torchvision:{name}")
+    return _Staged(net, pooled.features) if isinstance(net, torchvision.models.ResNet) else pooled
 
 
 def from_timm(name: str, shape: tuple[int, int, int], *, small: bool) -> nn.Module:
