@@ -51,19 +51,21 @@ class Peer:
     loss: Callable[[list[Tensor]], Tensor]
     optimiser: str = "sgd"
 
-    def schedule(self, batch: int, epochs: int, steps: int) -> tuple[optim.Optimizer, Any, bool]:
-        """Optimiser and its schedule, and whether that moves by steps: by epochs in the CIFAR-10 benchmark."""
+    def learner(self, batch: int, steps: int, per_epoch: int) -> tuple[optim.Optimizer, Callable[[int], object]]:
+        """The optimiser, and what moves its schedule, to be called with the number of steps done."""
         parameters = self.trained.parameters()
         if self.optimiser == "lars":
             decayed, others = utils.get_weight_decay_parameters([self.trained])
             groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0, "lr": 0.0048 * batch / 256}]
             made = LARS(groups, lr=0.2 * batch / 256, momentum=0.9, weight_decay=1.5e-6)
-            return made, CosineWarmupScheduler(made, max(1, steps // 10), steps), True
+            schedule = CosineWarmupScheduler(made, max(1, steps // 10), steps)
+            return made, lambda done: schedule.step()
         if self.optimiser == "adam":
             made = optim.Adam(parameters, lr=1e-3 * batch / 128, weight_decay=1e-6)
         else:
             made = optim.SGD(parameters, lr=6e-2 * batch / 128, momentum=0.9, weight_decay=5e-4)
-        return made, optim.lr_scheduler.CosineAnnealingLR(made, epochs), False
+        schedule = optim.lr_scheduler.CosineAnnealingLR(made, -(-steps // per_epoch))  # by epochs
+        return made, lambda done: done % per_epoch or schedule.step()
 
 
 def simclr(encoder: Any, config: Any | None = None) -> Peer:

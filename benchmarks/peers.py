@@ -91,31 +91,29 @@ def lightly(given: argparse.Namespace, method: str, who: str, seed: int) -> dict
     loader = DataLoader(LightlyDataset.from_torch_dataset(data, transform=peer.transform), given.batch, shuffle=True,
                         drop_last=True, num_workers=given.workers, persistent_workers=given.workers > 0)  # fmt: skip
     steps = math.ceil(given.epochs * len(loader))  # as nearfar counts
-    ours = recipe_of(method).optim if who in ("lightly-optimiser", "lightly-as-ours") else None
-    if who == "lightly-sgd":
-        peer.optimiser = "sgd"
-    theirs = peer.schedule(given.batch, math.ceil(given.epochs), steps)
-    optimiser, schedule, by_steps = (build(ours, peer.trained), None, False) if ours else theirs
+    if who in ("lightly-optimiser", "lightly-as-ours"):
+        ours = recipe_of(method).optim
+        optimiser = build(ours, peer.trained)
+        advance = lambda done: set_rates(optimiser, ours, done / steps)  # noqa: E731
+        advance(0)
+    else:
+        peer.optimiser = "sgd" if who == "lightly-sgd" else peer.optimiser
+        optimiser, advance = peer.learner(given.batch, steps, len(loader))
     peer.trained.train()
     losses, seen, before, start = [], 0, peak(), time.perf_counter()
     while len(losses) < steps:
         for views, _, _ in loader:
-            if ours:
-                set_rates(optimiser, ours, len(losses) / steps)
             with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16()):
                 z = peer.forward(views)
             loss = peer.loss([part.float() for part in z])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-            if by_steps:
-                schedule.step()
             losses.append(loss.detach())
+            advance(len(losses))
             seen += sum(map(len, views))
             if len(losses) == steps:
                 break
-        if schedule and not by_steps:
-            schedule.step()
     took = time.perf_counter() - start
     rows = {"steps": steps, "seconds": took, "views": seen, "losses": [float(losses[0]), float(losses[-1])],
             "memory": peak(), "memory_before": before}  # fmt: skip

@@ -28,8 +28,9 @@ PRESETS = {
     "small": {"encoder": "timm:vit_tiny_patch16_224", "optim": {"lr": 0.001, "weight_decay": 0.04, "clip": 3.0},
               "settings": {"prototypes": 256, "hidden": 512, "dim": 32, "norm": "batch", "momentum": 0.95,
                            "warmup_epochs": 2.0, "frozen_epochs": 0.1}},
-    # bytedance/ibot, README: 800 epochs on 16 × 64 images; main_ibot.py: 0.0005 · 1024/256, ten of warm-up, down to
-    # 10⁻⁶. There with ten small crops of 0.05 to 0.25, large ones from 0.25 on; each gradient clipped at 3, not all
+    # bytedance/ibot, README: 800 epochs on 16 × 64 images, crops; main_ibot.py: 0.0005 · 1024/256, ten of warm-up, down
+    # to 10⁻⁶. There each parameter's gradient is clipped at 3, here all of them together. The small crops are left out
+    # where the transformer takes one size alone
     "paper": {"encoder": "timm:vit_small_patch16_224", "image_size": 224, "batch": 1024, "epochs": 800.0,
               "policy": "dino", "settings": {"lengths": True},
               "views": [{"crop_min": 0.25}, {"crop_min": 0.25}, {"crop_max": 0.25, "count": 10}],
