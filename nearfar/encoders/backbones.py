@@ -103,13 +103,17 @@ def from_timm(name: str, shape: tuple[int, int, int], *, small: bool) -> nn.Modu
     known = timm.list_models()
     if name.split(".")[0] not in known:
         raise UserError(f"unknown timm encoder {name!r}{nearest(name, known)}")
-    arguments = dict(pretrained=False, num_classes=0, in_chans=shape[2])
-    try:
-        net = timm.create_model(name, img_size=shape[:2], **arguments)
-    except TypeError:  # convolutional models take any size and no such argument
-        net = timm.create_model(name, **arguments)
-    except Exception as error:
-        raise UserError(f"timm:{name} cannot be built for {shape[0]}×{shape[1]}: {one_line(error)}") from None
+    sized = {"img_size": shape[:2]}
+    # transformers take a size, and most of them others too, which small crops need; convolutional models take any
+    for extra in (sized | {"dynamic_img_size": True}, sized, {}):
+        try:
+            net = timm.create_model(name, pretrained=False, num_classes=0, in_chans=shape[2], **extra)
+            break
+        except TypeError as error:
+            if not extra:
+                raise UserError(f"timm:{name} cannot be built: {one_line(error)}") from None
+        except Exception as error:
+            raise UserError(f"timm:{name} cannot be built for {shape[0]}×{shape[1]}: {one_line(error)}") from None
     if small:
         _replace_first_conv(net, shape[2], small)
         _drop_stem_pool(net)

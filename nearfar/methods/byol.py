@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nearfar.encoders.project import mlp
 from nearfar.losses import byol
-from nearfar.methods.parts import Progress, Rate, Step, cosine, follow, positive, shares, twin
+from nearfar.methods.parts import Progress, Step, cosine, follow, positive, shares, twin
 
 SUPERVISED = False
 POLICY = ("byol", "simclr-small")
@@ -43,8 +43,6 @@ class Config:
     """width of the projector's hidden layer"""
     predictor_hidden: int = 4096
     """width of the predictor's hidden layer"""
-    predictor_rate: float = 1.0
-    """factor of the predictor's learning rate"""
     dim: int = 256
     """dimensions of the space in which the loss is taken"""
     norm: str = "batch"
@@ -53,7 +51,7 @@ class Config:
     """also normalise the projector's output; the paper does not"""
 
     def __post_init__(self) -> None:
-        positive(self, "hidden", "predictor_hidden", "predictor_rate", "dim")
+        positive(self, "hidden", "predictor_hidden", "dim")
         shares(self, "momentum")
 
 
@@ -63,7 +61,6 @@ class Method(nn.Module):
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
         self.encoder, self.config = encoder, config
-        self.rates = {"predictor.": Rate(scale=config.predictor_rate)}
         norm, last = config.norm, config.last_norm
         self.projector = mlp(encoder.features, config.hidden, config.dim, norm=norm, last_norm=last)
         self.predictor = mlp(config.dim, config.predictor_hidden, config.dim, norm=norm)
