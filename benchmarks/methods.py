@@ -41,6 +41,8 @@ from nearfar.training.loop import LOG_EVERY
 COLUMNS = ("1 label linear", "10 labels linear", "kNN", "linear")
 SIGNS = ("loss", "positive", "negative", "spread", "effective_rank")
 BASELINES = ("raw-pixels", "untrained")
+# iBOT wants a vision transformer, the others share an encoder
+OURS = [name for name in methods.names() if "encoder" not in methods.module(name).PRESETS["small"]]
 BATCH = {"digits": 128}
 
 
@@ -174,7 +176,7 @@ def child(words: list[str], threads: int) -> dict | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?", help="an .npz of benchmarks/prepare.py, or digits")
-    parser.add_argument("--methods", nargs="+", default=[*BASELINES, *methods.names()])
+    parser.add_argument("--methods", nargs="+", default=[*BASELINES, *OURS])
     parser.add_argument("--views", type=int, default=200_000, help="image-views a run")
     parser.add_argument("--width", type=int, default=0)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

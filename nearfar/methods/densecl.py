@@ -106,7 +106,8 @@ class Method(nn.Module):
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
         if not hasattr(getattr(encoder, "backbone", encoder), "maps"):
-            raise UserError("densecl needs the encoder's feature maps: give --encoder cnn, resnet18 or torchvision:resnet50")
+            raise UserError("densecl needs the encoder's feature maps: give --encoder cnn, resnet18 or "
+                            "torchvision:resnet50")  # fmt: skip
         self.encoder, self.config = encoder, config
         d, rest = encoder.features, {"depth": config.depth, "norm": config.norm}
         self.projector = mlp(d, config.hidden or d, config.dim, **rest)
