@@ -93,7 +93,7 @@ def judged(features: list[np.ndarray], train, test, seed: int) -> dict:
     return {c: [got[c].value, got[c].low, got[c].high] for c in COLUMNS} | {"draws": draws}
 
 
-def speed(name: str, data: str, steps: int = 60) -> dict:
+def speed(name: str, data: str, steps: int = 40) -> dict:
     """Images a second (median over logged steps after the first ten) and the process's peak memory."""
     train, _ = opened(data)
     recipe, each = resolved(name, data, train, 0, 1, 0)
