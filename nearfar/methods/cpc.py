@@ -13,8 +13,6 @@ papers do without BatchNorm.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +22,7 @@ from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import info_nce
-from nearfar.methods.parts import Progress, Step, positive, shares
+from nearfar.methods.parts import Progress, Step, positive, shares, unmeasured
 
 SUPERVISED = False
 POLICY = ("simclr", "simclr-small")
@@ -105,18 +103,6 @@ def patches(x: Tensor, grid: int) -> Tensor:
     x = x[:, :, top : top + (grid + 1) * h, left : left + (grid + 1) * w]
     x = x.unfold(2, 2 * h, h).unfold(3, 2 * w, w)  # (B, C, G, G, h, w)
     return x.permute(2, 3, 0, 1, 4, 5).flatten(0, 2)  # (G·G·B, C, h, w)
-
-
-@contextmanager
-def unmeasured(module: nn.Module) -> Iterator[None]:
-    """BatchNorm's running statistics stay as they are meanwhile."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.momentum = 0.0
-    yield
-    for m, momentum in zip(norms, momenta):
-        m.momentum = momentum
 
 
 class Method(nn.Module):

@@ -23,7 +23,7 @@ from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.losses import prototype_cross_entropy, sinkhorn, spherical_kmeans
 from nearfar.losses.rows import widened
-from nearfar.methods.parts import Bank, Progress, Step, positive, usage
+from nearfar.methods.parts import Bank, Progress, Step, encoded, positive, usage
 
 SUPERVISED = False
 POLICY = ("swav", "simclr-small")
@@ -88,8 +88,7 @@ class Method(nn.Module):
 
     def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
         b, k = len(index), int(self.clusters)
-        sizes = dict.fromkeys(v.shape[-2:] for v in views)
-        h = torch.cat([self.encoder(torch.cat([v for v in views if v.shape[-2:] == s])) for s in sizes])  # (B·V, d)
+        h = encoded(self.encoder, views)  # (B·V, d)
         z = widened(self.project(h), unit=True)  # (B·V, dim)
         large = z[: 2 * b].detach()
         self.fresh = index, large

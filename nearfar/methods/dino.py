@@ -21,7 +21,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from nearfar.errors import UserError
 from nearfar.losses import dino, update_centre
 from nearfar.losses.rows import widened
-from nearfar.methods.parts import Progress, Step, cosine, follow, positive, shares, twin, usage
+from nearfar.methods.parts import Progress, Step, cosine, encoded, follow, positive, shares, twin, usage
 
 SUPERVISED = False
 POLICY = ("dino", "simclr-small")
@@ -125,8 +125,7 @@ class Method(nn.Module):
 
     def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
         c, b = self.config, len(index)
-        sizes = dict.fromkeys(v.shape[-2:] for v in views)
-        h = torch.cat([self.encoder(torch.cat([v for v in views if v.shape[-2:] == s])) for s in sizes])  # (V·B, d)
+        h = encoded(self.encoder, views)  # (V·B, d)
         z = widened(self.project(h), unit=True)  # (V·B, dim)
         student = self.prototypes(z).split(b)  # V of (B, K)
         with torch.no_grad():
