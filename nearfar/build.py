@@ -76,13 +76,15 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
             f"batch {recipe.batch} is larger than the {len(source)} training images: "
             f"pass --batch {max(1, len(source) // 2)}"
         )
-    if methods.module(recipe.method).SUPERVISED and source.labels is None:
+    module = methods.module(recipe.method)
+    if module.SUPERVISED and source.labels is None:
         raise UserError(f"{recipe.method} learns from labels and {recipe.source} has none: use --method simclr")
-    if methods.module(recipe.method).SUPERVISED and len(np.unique(source.labels)) < 2:
+    if module.SUPERVISED and len(np.unique(source.labels)) < 2:
         raise UserError(f"{recipe.method} tells classes apart and all labels of {recipe.source} are the same: "
                         "use --method simclr")  # fmt: skip
-    own = getattr(methods.module(recipe.method), "POLICY", None)
-    policy = choose(source.shape, source.hint, own) if recipe.policy == "auto" else recipe.policy
+    policy = recipe.policy
+    if policy == "auto":
+        policy = choose(source.shape, source.hint, getattr(module, "POLICY", None))
     check_channels(recipe.views, source.shape[2])
     views = as_views(for_channels(plan_of(policy, recipe.views), source.shape[2]))
     own = {f.name for f in dataclasses.fields(recipe.method_config())}

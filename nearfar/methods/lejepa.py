@@ -17,7 +17,7 @@ from nearfar import dist
 from nearfar.encoders.project import mlp
 from nearfar.losses import sigreg
 from nearfar.losses.rows import widened
-from nearfar.methods.parts import Progress, Step, positive, shares
+from nearfar.methods.parts import Progress, Step, encoded, positive, shares
 
 SUPERVISED = False
 POLICY = ("lejepa", "simclr-small")
@@ -71,8 +71,7 @@ class Method(nn.Module):
 
     def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
         c, b = self.config, len(index)
-        sizes = dict.fromkeys(v.shape[-2:] for v in views)
-        h = torch.cat([self.encoder(torch.cat([v for v in views if v.shape[-2:] == s])) for s in sizes])  # (V·B, d)
+        h = encoded(self.encoder, views)  # (V·B, d)
         z = widened(self.project(h), unit=False).unflatten(0, (len(views), b))  # (V, B, dim)
         middle = z[: c.large].mean(0)  # (B, dim) of the large views, with its gradient
         n = sum(rows for (rows,) in dist.exchange([b], index.device))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nearfar import dist
 from nearfar.encoders.project import mlp
-from nearfar.losses import sinkhorn, swav
+from nearfar.losses import swav
 from nearfar.losses.rows import widened
 from nearfar.methods.parts import Progress, Prototypes, Step, encoded, positive, usage
 
@@ -97,9 +97,8 @@ class Method(nn.Module):
                     queue_scores=queued)  # fmt: skip
         large = z[: 2 * b].detach()
         self.fresh = large
-        used = usage(sinkhorn(scores[0].detach(), epsilon=c.epsilon, iterations=c.iterations))
-        hard = usage(F.one_hot(scores[0].detach().argmax(1), c.prototypes).float())
-        stats = {"chance": math.log(c.prototypes), "prototype_usage": hard, "prototype_usage_assigned": used}
+        nearest = F.one_hot(scores[0].detach().argmax(1), c.prototypes).float()  # (B, K)
+        stats = {"chance": math.log(c.prototypes), "prototype_usage": usage(nearest)}
         return Step(loss, h[: 2 * b].detach(), large, index.repeat(2), stats)
 
     def before_step(self, progress: Progress) -> None:
