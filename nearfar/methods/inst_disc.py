@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from nearfar import dist
-from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import info_nce, sigmoid
 from nearfar.losses.rows import widened
-from nearfar.methods.parts import Bank, Progress, Step, positive, shares
+from nearfar.methods.parts import Bank, Progress, Step, head, positive, shares
 
 SUPERVISED = False
 POLICY = ("moco-v1", "simclr-small")
@@ -113,8 +112,7 @@ class Method(nn.Module):
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
         self.encoder, self.config, c = encoder, config, config
-        d = encoder.features
-        self.projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm, last_norm=c.last_norm)
+        self.projector = head(encoder.features, c)
         self.memory = Memory(images, c.dim, c.negatives, c.momentum, c.random_start)
         self.register_buffer("log_partition", torch.tensor(math.inf))  # log Z; unmeasured before the first batch
 

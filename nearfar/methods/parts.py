@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nearfar import dist
+from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 
 
@@ -71,6 +72,16 @@ def several_classes(method: str, classes: int) -> None:
     """One line where there are no classes to tell apart."""
     if classes < 2:
         raise UserError(f"{method} tells classes apart: give labels of two or more, got {classes}")
+
+
+def head(features: int, config: object) -> nn.Sequential:
+    """The projector of a config with depth, hidden, dim, norm and last_norm. (B, features) -> (B, dim)
+
+    A ``hidden`` of 0 is as wide as the features; a ``depth`` of 0 gives them as they are.
+    """
+    out = config.dim if config.depth else features
+    return mlp(features, config.hidden or features, out, depth=config.depth, norm=config.norm,
+               last_norm=config.last_norm)  # fmt: skip
 
 
 def cosine(start: float, end: float, share: float) -> float:

@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nearfar import dist
-from nearfar.encoders.project import mlp
 from nearfar.errors import UserError
 from nearfar.losses import info_nce
 from nearfar.methods.inst_disc import Memory
-from nearfar.methods.parts import Progress, Step, positive, shares, unmeasured
+from nearfar.methods.parts import Progress, Step, head, positive, shares, unmeasured
 
 SUPERVISED = False
 POLICY = ("moco-v1", "simclr-small")
@@ -96,9 +95,8 @@ class Method(nn.Module):
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
         self.encoder, self.config, c = encoder, config, config
-        d = encoder.features
-        self.projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm, last_norm=c.last_norm)  # f
-        self.patch_projector = mlp(d, c.hidden or d, c.dim, depth=c.depth, norm=c.norm, last_norm=c.last_norm)
+        self.projector = head(encoder.features, c)  # f
+        self.patch_projector = head(encoder.features, c)
         self.together = nn.Linear(c.grid**2 * c.dim, c.dim)  # g, with the above
         self.memory = Memory(images, c.dim, c.negatives, c.momentum, c.random_start)
 

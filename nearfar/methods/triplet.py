@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from nearfar.encoders.project import mlp
 from nearfar.errors import UserError, nearest
 from nearfar.losses import triplet
-from nearfar.methods.parts import Progress, Step, pairs_of_a_class, positive
+from nearfar.methods.parts import Progress, Step, head, pairs_of_a_class, positive
 
 SUPERVISED = True
 _MINING = ("hard", "all", "semi-hard", "distance-weighted")
@@ -72,9 +71,7 @@ class Method(nn.Module):
     def __init__(self, encoder: nn.Module, config: Config, classes: int = 0, images: int = 0) -> None:
         super().__init__()
         self.encoder, self.config, self.per_class = encoder, config, config.per_class
-        d = encoder.features
-        self.projector = mlp(d, config.hidden or d, config.dim if config.depth else d, depth=config.depth,
-                             norm=config.norm, last_norm=config.last_norm)  # fmt: skip
+        self.projector = head(encoder.features, config)
 
     def project(self, features: Tensor) -> Tensor:
         return self.projector(features)  # (B, dim)
