@@ -1,10 +1,14 @@
 """Judges of arrays: what an embedding is worth, with intervals. NumPy in, records out."""
 
+from nearfar.evaluate.clusters import clustering
+from nearfar.evaluate.intervals import of_difference
 from nearfar.evaluate.judge import Evaluation, evaluate
-from nearfar.evaluate.probes import Judgement, Result, classification, few_label, knn, linear_probe
-from nearfar.evaluate.retrieval import neighbours
+from nearfar.evaluate.probes import classification, few_label, knn, linear_probe
+from nearfar.evaluate.records import Judgement, Result
+from nearfar.evaluate.retrieval import neighbours, retrieval
+from nearfar.evaluate.similarity import cosines, graded, verification
 
 __all__ = [
-    "Evaluation", "Judgement", "Result", "classification", "evaluate", "few_label", "knn", "linear_probe",
-    "neighbours",
+    "Evaluation", "Judgement", "Result", "classification", "clustering", "cosines", "evaluate", "few_label", "graded",
+    "knn", "linear_probe", "neighbours", "of_difference", "retrieval", "verification",
 ]  # fmt: skip

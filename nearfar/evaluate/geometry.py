@@ -118,3 +118,66 @@ def map2d(z: np.ndarray, seed: int = 0) -> np.ndarray:
     flat = PCA(min(50, *u.shape), random_state=seed).fit_transform(u)
     perplexity = min(30.0, (len(u) - 1) / 3)
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed, max_iter=500).fit_transform(flat)
+
+
+def rankme(z: np.ndarray) -> float:
+    r"""exp of the entropy of the singular values, not centred, each share plus 1e-7. (N, d)
+
+    RankMe (Garrido et al. 2023, arXiv:2210.02885, eq. 1–2). Compare only between embeddings of the same rows.
+
+    >>> round(rankme(np.eye(4)), 3)
+    4.0
+    """
+    s = np.linalg.svd(np.asarray(z, np.float64), compute_uv=False)
+    if not s.sum() > 0:
+        return 0.0
+    p = s / s.sum() + 1e-7
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def alpha_req(z: np.ndarray, *, first: int = 0, last: int = 0) -> float:
+    r"""The exponent α of the covariance's eigenvalues, :math:`\lambda_j\propto j^{-\alpha}`, by least squares on logs.
+
+    α-ReQ (Agrawal et al. 2022, "α-ReQ: assessing representation quality in self-supervised learning by measuring
+    eigenspectrum decay"): about 1 is best. Eigenvalues ``first`` to ``last`` are fitted, all above 1e-12 of the largest
+    where left out. (N, d)
+
+    >>> z = np.linalg.qr(np.random.default_rng(0).normal(size=(200, 30)))[0]
+    >>> z = np.linalg.qr(z - z.mean(0))[0] * np.arange(1, 31) ** -0.5
+    >>> round(alpha_req(z), 3)
+    1.0
+    """
+    values = spectrum(np.asarray(z))
+    values = values[values > 1e-12 * max(values[0], 1e-300)][first : last or None]
+    if len(values) < 2:
+        return float("nan")
+    return float(-np.polyfit(np.log(np.arange(first + 1, first + 1 + len(values))), np.log(values), 1)[0])
+
+
+def lidar(z: np.ndarray, *, delta: float = 1e-4) -> float:
+    r"""exp of the entropy of the eigenvalues of LDA's matrix, each picture being a class and its views the members.
+
+    .. math:: \Sigma_{lidar}=\Sigma_w^{-1/2}\Sigma_b\Sigma_w^{-1/2},\quad
+              \Sigma_w=\frac1{n(q-1)}\sum_{i,j}(z_{ij}-\mu_i)(z_{ij}-\mu_i)^\top+\delta I,\quad
+              \Sigma_b=\frac1{n-1}\sum_i(\mu_i-\mu)(\mu_i-\mu)^\top
+
+    LiDAR (Thilak et al. 2024, arXiv:2312.04000). z: (n pictures, q ≥ 2 views, d)
+    """
+    from nearfar.errors import UserError
+
+    z = np.asarray(z, np.float64)
+    if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2:
+        raise UserError(f"LiDAR takes (pictures, views, d), two or more of each, not {z.shape}")
+    n, q, d = z.shape
+    centre = z.mean(1)  # (n, d)
+    inner = (z - centre[:, None]).reshape(-1, d)
+    within = inner.T @ inner / (n * (q - 1)) + delta * np.eye(d)  # (d, d)
+    outer = centre - centre.mean(0)
+    values, vectors = np.linalg.eigh(within)
+    half = (vectors / np.sqrt(values)) @ vectors.T  # within^(-1/2)
+    found = np.linalg.eigvalsh(half @ (outer.T @ outer / (n - 1)) @ half).clip(min=0)
+    if not found.sum() > 0:
+        return 0.0
+    p = found / found.sum()
+    p = p[p > 0]
+    return float(np.exp(-(p * np.log(p)).sum()))

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from nearfar.evaluate.records import Judgement, Result
 from nearfar.evaluate.retrieval import neighbours, unit
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-4, 2))
 FEW_C = 10.0  # on unit rows; fixed, not tuned
-
-
-@dataclass(frozen=True)
-class Result:
-    """A number with its 95 % interval and how many items or draws it comes from."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    n: int
-    detail: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Judgement:
-    result: Result
-    predictions: np.ndarray  # (N_test,)
-    metrics: dict[str, Any]
 
 
 def bootstrap(correct: np.ndarray, seed: int = 0, times: int = 1000) -> tuple[float, float]:

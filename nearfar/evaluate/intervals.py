@@ -1,0 +1,53 @@
+"""95 % intervals by the bootstrap over test items, and of differences between two judged on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from nearfar.errors import UserError
+
+
+def of_mean(values: np.ndarray, seed: int = 0, times: int = 1000) -> tuple[float, float]:
+    """Percentile interval of a mean over items that are drawn again with replacement. values (n,)
+
+    >>> low, high = of_mean(np.array([0.0, 1.0] * 50))
+    >>> low < 0.5 < high
+    True
+    """
+    values, rng = np.asarray(values, np.float64), np.random.default_rng(seed)
+    if len(values) == 0:
+        raise UserError("an interval over no items: nothing was judged")
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), times)  # (times, n)
+    return _quantiles(counts @ values / len(values))
+
+
+def of_statistic(
+    statistic: Callable[[np.ndarray], float], n: int, seed: int = 0, times: int = 500
+) -> tuple[float, float]:
+    """Percentile interval of ``statistic(rows)``, rows (n,) indices into the items; draws of NaN are left out."""
+    rng = np.random.default_rng(seed)
+    values = np.array([statistic(rng.integers(0, n, n)) for _ in range(times)])
+    values = values[np.isfinite(values)]
+    return _quantiles(values) if len(values) else (float("nan"), float("nan"))
+
+
+def of_difference(a: np.ndarray, b: np.ndarray, seed: int = 0, times: int = 2000) -> tuple[float, float, float]:
+    r"""Mean of ``a - b`` item by item and its interval: the paired bootstrap (Efron & Tibshirani 1993, §8).
+
+    Both were judged on the same items, so what the items have in common cancels: the interval is narrower than the two
+    single ones suggest. A difference is real where it leaves out 0. a, b (n,) -> (difference, low, high)
+
+    >>> of_difference(np.ones(50), np.zeros(50))
+    (1.0, 1.0, 1.0)
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise UserError(f"differences need the same items: {a.shape} and {b.shape} values")
+    return (float((a - b).mean()), *of_mean(a - b, seed, times))
+
+
+def _quantiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
