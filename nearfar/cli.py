@@ -173,13 +173,22 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
     """judge a run on a source: kNN, linear probe, few labels, beside raw pixels and the untrained encoder
 
     Args:
-        run: a run's folder.
+        run: a run's folder; or an .npz with an embedding of any origin: features, labels and split ("train", "test"),
+            as embed writes it, or x_train, y_train, x_test and y_test.
         source: labelled images; the run's own source where left out.
         draws: draws of the few labels.
         labels: how many labels a class.
     """
     from nearfar.run import load
 
+    if run.endswith(".npz"):
+        from nearfar.compare import files_of, judge_file
+
+        if source:
+            raise UserError(f"{run} holds its own rows: leave {source} out")
+        judge_file(Path(run), draws=draws, labels=labels).render()
+        print(f"results {files_of(Path(run))[0]}")
+        return
     opened = load(run)
     result = opened.evaluate(source or None, draws=draws, labels_per_class=labels, say=_say)
     if result is not None:
@@ -189,6 +198,27 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
             m = best[kind]
             print(f"linear, {kind}: precision {m['precision']:.3f}  recall {m['recall']:.3f}  F1 {m['f1']:.3f}")
     print(f"results {opened.folder / 'results.json'}\nreport  {opened.folder / 'report.html'}")
+
+
+def compare(runs: Positional[tuple[str, ...]]) -> None:
+    """say which differences in accuracy between runs are real: paired bootstrap over the same test items
+
+    Args:
+        runs: folders of runs, or embeddings' .npz files, judged on the same items; the first is the base.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from nearfar.compare import compare as do
+
+    found = do(runs)
+    table = Table(title=f"accuracy less that of {found[0].base}")
+    for head, side in (("run", "left"), ("judge", "left"), ("difference", "right"), ("95 % interval", "right"),
+                       ("real", "left")):  # fmt: skip
+        table.add_column(head, justify=side)
+    for d in found:
+        table.add_row(d.name, d.judge, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", "yes" if d.real else "no")
+    Console(width=None).print(table)
 
 
 def report(run: Positional[str]) -> None:
@@ -258,7 +288,7 @@ def doctor() -> None:
         print(f"{module:16} {state:14} {gives}{fix}")
 
 
-_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, report, neighbours, methods, doctor)}
+_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, compare, report, neighbours, methods, doctor)}
 
 
 def _first(text: str | None) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nearfar import build, dist, gallery, methods
+from nearfar import build, compare, dist, gallery, methods
 from nearfar import recipe as recipes
 from nearfar.build import Input
 from nearfar.data import Loader, Source, Splits, to_stderr
@@ -349,6 +349,9 @@ class Run:
                 spaces.features(), data.labels, test.labels, data.classes, labels_per_class=labels_per_class,
                 draws=draws, seed=0,
             )  # fmt: skip
+        if result is not None:
+            result.protocol["items hash"] = data.fingerprint() + test.fingerprint()
+            compare.write(self.folder / "predictions.npz", result, test.labels)
         held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},
                 "geometry": spaces.geometry(), "source": str(data.spec)}  # fmt: skip
         write_bytes(self.folder / "results.json", json.dumps(held, indent=1))

@@ -63,7 +63,7 @@ def read(path: Path) -> Folder:
     except tomllib.TOMLDecodeError:
         raise UserError(f"{path / 'recipe.toml'} is no TOML") from None
     try:
-        with np.load(path / "gallery.npz", allow_pickle=False) as held:
+        with open(path / "gallery.npz", "rb") as file, np.load(file, allow_pickle=False) as held:
             gallery = {k: held[k] for k in held.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         gallery = {}
