@@ -2,8 +2,9 @@
 
     python benchmarks/evaluate.py --rows 50000 --queries 10000 --dim 512
 
-Features are drawn, so no data set is needed: 10 classes that a linear probe tells apart three times in four. Each side runs in turn, `--times` times, and the median is printed with the ratio. The arithmetic
-floor of kNN is 2·queries·rows·dim operations at the rate this machine multiplies matrices of that size, measured here.
+Features are drawn, so no data set is needed: 10 classes that a linear probe tells apart three times in four. Each side
+runs in turn, `--times` times, and the median is printed with the ratio. The arithmetic floor of kNN is
+2·queries·rows·dim operations at the rate this machine multiplies matrices of that size, measured here.
 nearfar's probe includes choosing C among six on 5,000 rows; scikit-learn's is one fit at that C on the same
 standardised rows, in float32 and to the same tolerance, and in brackets in float64 to 1e-6.
 """

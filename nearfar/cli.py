@@ -197,6 +197,9 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
         for kind in ("macro", "micro"):
             m = best[kind]
             print(f"linear, {kind}: precision {m['precision']:.3f}  recall {m['recall']:.3f}  F1 {m['f1']:.3f}")
+        c = best["calibration"]
+        print(f"linear, probabilities: top-5 {c['top5']:.3f}  log loss {c['log_loss']:.3f}  Brier {c['brier']:.3f}  "
+              f"calibration error {c['ece']:.3f}")  # fmt: skip
     print(f"results {opened.folder / 'results.json'}\nreport  {opened.folder / 'report.html'}")
 
 

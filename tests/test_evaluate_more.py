@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from sklearn.metrics import ndcg_score, roc_auc_score
+from sklearn.metrics import log_loss, ndcg_score, roc_auc_score, top_k_accuracy_score
 
 from nearfar import evaluate as ev
 from nearfar.evaluate import clusters, geometry, intervals, similarity
@@ -169,3 +169,31 @@ def test_bad_input_is_one_line(call, says):
     with pytest.raises(ValueError, match=says) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_calibration_is_torchmetrics_and_scikit_learns():
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    rng = np.random.default_rng(6)
+    chance = rng.dirichlet(np.full(8, 0.3), 500)
+    y = np.array([rng.choice(8, p=p) for p in chance])
+    y[::5] = rng.integers(0, 8, 100)
+    got = ev.calibration(chance, y)
+    theirs = multiclass_calibration_error(torch.from_numpy(chance), torch.from_numpy(y), 8, n_bins=15, norm="l1")
+    assert got["ece"] == pytest.approx(float(theirs), abs=1e-6)
+    assert got["log_loss"] == pytest.approx(log_loss(y, chance, labels=range(8)))
+    assert got["top5"] == pytest.approx(top_k_accuracy_score(y, chance, k=5, labels=range(8)))
+    assert got["brier"] == pytest.approx(np.mean([sum((p - (np.arange(8) == c)) ** 2) for p, c in zip(chance, y)]))
+    assert sum(r["n"] for r in got["reliability"]) == 500
+    certain = ev.calibration(np.eye(3)[[0, 1, 2]], np.array([0, 1, 2]))
+    assert (certain["ece"], certain["brier"], certain["log_loss"]) == (0, 0, 0)
+
+
+def test_the_probe_says_how_sure_it_may_be():
+    """Probabilities of a probe whose model is right are calibrated; a class that training lacks has none."""
+    rng = np.random.default_rng(7)
+    y, t = rng.integers(0, 2, 4000), rng.integers(0, 2, 4000)
+    make = lambda y: (rng.normal(size=(len(y), 3)) + np.eye(2, 3)[y]).astype(np.float32)  # noqa: E731
+    judged = ev.linear_probe(make(y), y, make(t), t, ["a", "b", "absent"])
+    assert judged.metrics["calibration"]["ece"] < 0.03
+    assert judged.metrics["calibration"]["top5"] == 1

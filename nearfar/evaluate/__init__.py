@@ -3,12 +3,12 @@
 from nearfar.evaluate.clusters import clustering
 from nearfar.evaluate.intervals import of_difference
 from nearfar.evaluate.judge import Evaluation, evaluate
-from nearfar.evaluate.probes import classification, few_label, knn, linear_probe
+from nearfar.evaluate.probes import calibration, classification, few_label, knn, linear_probe
 from nearfar.evaluate.records import Judgement, Result
 from nearfar.evaluate.retrieval import neighbours, retrieval
 from nearfar.evaluate.similarity import cosines, graded, verification
 
 __all__ = [
-    "Evaluation", "Judgement", "Result", "classification", "clustering", "cosines", "evaluate", "few_label", "graded",
-    "knn", "linear_probe", "neighbours", "of_difference", "retrieval", "verification",
+    "Evaluation", "Judgement", "Result", "calibration", "classification", "clustering", "cosines", "evaluate",
+    "few_label", "graded", "knn", "linear_probe", "neighbours", "of_difference", "retrieval", "verification",
 ]  # fmt: skip

@@ -44,6 +44,43 @@ def classification(y: np.ndarray, predicted: np.ndarray, classes: list[str]) -> 
     return out
 
 
+def calibration(chance: np.ndarray, y: np.ndarray, *, bins: int = 15) -> dict[str, Any]:
+    r"""Do probabilities mean what they say: top-5, log loss, Brier score, expected calibration error.
+
+    .. math:: ECE=\sum_b\frac{n_b}{N}\,|acc_b-conf_b|
+
+    over ``bins`` bins of equal width of the likeliest class's probability, closed above (Guo et al. 2017,
+    arXiv:1706.04599, eq. 3); Brier: mean over items of the squared distance to the one-hot truth (0 best, 2 worst);
+    top-5: the truth among the five likeliest, ties to the lower class. ``reliability`` holds each bin that has items.
+
+    chance (N, K), rows that sum to one; y (N,) in 0..K-1
+    """
+    n, kinds = chance.shape
+    rows = np.arange(n)
+    sure, hit = chance.max(1), chance.argmax(1) == y
+    place = np.ceil(sure * bins).astype(int).clip(1, bins) - 1
+    table = []
+    for b in np.unique(place):
+        held = place == b
+        table.append({"low": b / bins, "high": (b + 1) / bins, "n": int(held.sum()),
+                      "confidence": float(sure[held].mean()), "accuracy": float(hit[held].mean())})  # fmt: skip
+    five = np.argsort(-chance, axis=1, kind="stable")[:, :5]
+    return {
+        "top5": float((five == y[:, None]).any(1).mean()),
+        "log_loss": float(-np.log(np.maximum(chance[rows, y], np.finfo(np.float64).tiny)).mean()),
+        "brier": float(((chance - np.eye(kinds)[y]) ** 2).sum(1).mean()),
+        "ece": float(sum(r["n"] * abs(r["accuracy"] - r["confidence"]) for r in table) / n),
+        "reliability": table,
+    }
+
+
+def _chances(model: Any, x: np.ndarray, kinds: int) -> np.ndarray:
+    """Probabilities of all classes, 0 for those that the training part lacks. -> (N, K) float64, rows summing to one"""
+    chance = np.zeros((len(x), kinds))
+    chance[:, model.classes_] = model.predict_proba(x)
+    return chance / chance.sum(1, keepdims=True)
+
+
 def _judged(name: str, y: np.ndarray, predicted: np.ndarray, classes: list[str], **detail: Any) -> Judgement:
     correct = predicted == y
     result = Result(name, float(correct.mean()), *bootstrap(correct), len(y), detail)
@@ -118,7 +155,9 @@ def linear_probe(
                 best, chosen = score, c
     model = _logistic(chosen, a, y_train)
     done = int(model.n_iter_[0]) < model.max_iter
-    return _judged("linear", y_test, model.predict(b), classes, C=chosen, converged=done)
+    judged = _judged("linear", y_test, model.predict(b), classes, C=chosen, converged=done)
+    judged.metrics["calibration"] = calibration(_chances(model, b, len(classes)), y_test)
+    return judged
 
 
 def draw_labels(y: np.ndarray, n: int, draw: int, seed: int = 0) -> np.ndarray:
