@@ -93,7 +93,8 @@ def compare(paths: Sequence[str | Path], *, seed: int = 0) -> list[Difference]:
     return out
 
 
-def judge_file(path: Path, *, draws: int = 10, labels: tuple[int, ...] = (1, 5, 10), seed: int = 0) -> Evaluation:
+def judge_file(path: Path, *, draws: int = 10, labels: tuple[int, ...] = (1, 5, 10), seed: int = 0,
+               more: bool = False) -> Evaluation:  # fmt: skip
     """Judge an embedding of any origin, and write ``STEM.results.json`` and ``STEM.predictions.npz`` beside it.
 
     The .npz holds ``features`` (N, d), ``labels`` (N,) and ``split`` (N,) of "train" and "test" (what ``nearfar embed``
@@ -103,7 +104,8 @@ def judge_file(path: Path, *, draws: int = 10, labels: tuple[int, ...] = (1, 5, 
     from nearfar.training.checkpoint import write_bytes
 
     a, ya, b, yb, classes = _parts(path)
-    result = evaluate({path.stem: (a, b)}, ya, yb, classes, draws=draws, labels_per_class=labels, seed=seed)
+    result = evaluate({path.stem: (a, b)}, ya, yb, classes, draws=draws, labels_per_class=labels, seed=seed,
+                      more=more)  # fmt: skip
     results, predictions = files_of(path)
     write(predictions, result, yb)
     write_bytes(results, json.dumps({"evaluation": result.to_dict(), "source": path.name}, indent=1))

@@ -327,7 +327,7 @@ class Run:
 
     def evaluate(
         self, source: Any = None, *, draws: int = 10, labels_per_class: tuple[int, ...] = (1, 5, 10),
-        say: Callable[[str], None] = lambda text: None,
+        more: bool = False, say: Callable[[str], None] = lambda text: None,
     ) -> Evaluation | None:  # fmt: skip
         """Judge features, projections, the untrained encoder and raw pixels; write results and the report.
 
@@ -347,7 +347,7 @@ class Run:
         else:
             result = judge(
                 spaces.features(), data.labels, test.labels, data.classes, labels_per_class=labels_per_class,
-                draws=draws, seed=0,
+                draws=draws, seed=0, more=more,
             )  # fmt: skip
         if result is not None:
             result.protocol["items hash"] = data.fingerprint() + test.fingerprint()

@@ -43,6 +43,17 @@ def test_an_embedding_of_any_origin_is_judged_and_compared(embedding, capsys):
     assert "yes" in capsys.readouterr().out
 
 
+def test_more_is_a_second_table(embedding, capsys):
+    assert main(["evaluate", str(embedding / "raw.npz"), "--draws", "2", "--labels", "1", "--more"]) == 0
+    assert "each ranked against the others" in capsys.readouterr().out
+    more = json.loads((embedding / "raw.results.json").read_text())["evaluation"]["more"]["raw"]
+    assert set(more) == {"recall@1", "MAP@R", "MRR", "NMI", "AMI", "ARI", "purity"}
+    for cell in more.values():
+        assert 0.5 < cell["low"] <= cell["value"] + 0.02
+        assert cell["value"] - 0.02 <= cell["high"] <= 1
+    assert more["recall@1"]["n"] == 797
+
+
 def test_what_embed_writes_is_judged(small_run, tmp_path):
     out = tmp_path / "e.npz"
     assert main(["embed", str(small_run.folder), str(small_run.recipe.source), "-o", str(out)]) == 0

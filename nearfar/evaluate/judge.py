@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from nearfar.errors import UserError
-from nearfar.evaluate.probes import FEW_C, Judgement, Result, few_label, knn, linear_probe
+from nearfar.evaluate.clusters import clustering
+from nearfar.evaluate.probes import FEW_C, few_label, knn, linear_probe
+from nearfar.evaluate.records import Judgement, Result
+from nearfar.evaluate.retrieval import retrieval
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Evaluation:
     classes: tuple[str, ...]
     protocol: dict[str, Any]
     notes: tuple[str, ...] = ()
+    more: dict[str, dict[str, Result]] = field(default_factory=dict)  # retrieval and clustering, where asked for
 
     def __getitem__(self, embedding: str) -> dict[str, Result]:
         return self.cells[embedding]
@@ -32,29 +36,35 @@ class Evaluation:
         rows = [{"embedding": e, "cells": {k: r.to_dict() for k, r in c.items()}} for e, c in self.cells.items()]
         judged = {e: {k: {"metrics": j.metrics, "detail": j.result.detail} for k, j in js.items()}
                   for e, js in self.judgements.items()}  # fmt: skip
-        return {"rows": rows, "judgements": judged, "classes": list(self.classes),
+        more = {e: {k: r.to_dict() for k, r in held.items()} for e, held in self.more.items()}
+        return {"rows": rows, "judgements": judged, "more": more, "classes": list(self.classes),
                 "protocol": self.protocol, "notes": list(self.notes)}  # fmt: skip
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
+    def table(self, cells: dict[str, dict[str, Result]] | None = None) -> tuple[list[str], list[list[str]]]:
         """Heads and rows of text: value ± half of the interval."""
-        heads = list(next(iter(self.cells.values())))
+        cells = self.cells if cells is None else cells
+        heads = list(next(iter(cells.values())))
         rows = [[e, *(f"{c[h].value:.3f} ±{(c[h].high - c[h].low) / 2:.3f}" for h in heads)]
-                for e, c in self.cells.items()]  # fmt: skip
+                for e, c in cells.items()]  # fmt: skip
         return ["embedding", *heads], rows
 
     def render(self, console: Any = None) -> None:
-        """Print the table."""
+        """Print the tables."""
         from rich.console import Console
         from rich.table import Table
 
         console = console or Console(width=None)
-        heads, rows = self.table()
-        table = Table(title=self.protocol["title"])
-        for i, head in enumerate(heads):
-            table.add_column(head.replace(" ", "\n") if i else head, justify="right" if i else "left")
-        for row in rows:
-            table.add_row(*(cell.replace(" ", "\n") if i else cell for i, cell in enumerate(row)))
-        console.print(table)
+        titles = {self.protocol["title"]: self.cells, "among the test items, each ranked against the others": self.more}
+        for title, cells in titles.items():
+            if not cells:
+                continue
+            heads, rows = self.table(cells)
+            table = Table(title=title)
+            for i, head in enumerate(heads):
+                table.add_column(head.replace(" ", "\n") if i else head, justify="right" if i else "left")
+            for row in rows:
+                table.add_row(*(cell.replace(" ", "\n") if i else cell for i, cell in enumerate(row)))
+            console.print(table)
 
 
 def check(features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray) -> None:
@@ -78,12 +88,14 @@ def check(features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.nda
 def evaluate(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray,
     classes: tuple[str, ...] | None = None, *, labels_per_class: tuple[int, ...] = (1, 5, 10), draws: int = 10,
-    seed: int = 0, k: int = 20, temperature: float = 0.07, progress: Callable[[str], None] = lambda text: None,
+    seed: int = 0, k: int = 20, temperature: float = 0.07, more: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:  # fmt: skip
     """Judge embeddings given as ``{name: (train (N, d), test (M, d))}``.
 
     Columns: kNN and linear probe at few labels a class (means over draws, the same draws for every
-    embedding), then kNN and linear probe on all labels (bootstrap intervals over test items).
+    embedding), then kNN and linear probe on all labels (bootstrap intervals over test items). With ``more``, how test
+    items retrieve and cluster among themselves, which fits nothing: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
     """
     check(features, y_train, y_test)
     classes = tuple(classes or (str(i) for i in range(int(max(y_train.max(), y_test.max())) + 1)))
@@ -103,7 +115,14 @@ def evaluate(
         }
         cells[name] = row | {kind: j.result for kind, j in full.items()}
         judgements[name] = full
-    return Evaluation(cells, judgements, classes, _protocol(y_train, y_test, draws, seed, k, temperature), tuple(notes))
+    besides = {name: _besides(b, y_test, seed) for name, (_, b) in features.items()} if more else {}
+    protocol = _protocol(y_train, y_test, draws, seed, k, temperature)
+    return Evaluation(cells, judgements, classes, protocol, tuple(notes), besides)
+
+
+def _besides(z: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Result]:
+    found = retrieval(z, y, ks=(1,), seed=seed)
+    return {name: found[name] for name in ("recall@1", "MAP@R", "MRR")} | clustering(z, y, seed=seed, times=50)
 
 
 def _protocol(y_train: np.ndarray, y_test: np.ndarray, draws: int, seed: int, k: int, t: float) -> dict[str, Any]:
