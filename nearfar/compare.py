@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from nearfar.errors import UserError
-from nearfar.evaluate import Evaluation, of_difference
+from nearfar.evaluate import Evaluation, evaluate, of_difference
+from nearfar.training.checkpoint import write_bytes
 
 JUDGES = ("kNN", "linear")
 
@@ -42,16 +43,11 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def arrays_of(result: Evaluation, y_test: np.ndarray) -> dict[str, np.ndarray]:
-    """An evaluation's predictions as named arrays, for ``predictions.npz``."""
-    said = {f"{name}/{judge}": j.predictions for name, held in result.judgements.items() for judge, j in held.items()}
-    return {"y": y_test, **said}
-
-
 def write(path: Path, result: Evaluation, y_test: np.ndarray) -> None:
-    """Write ``predictions.npz``, whole or not at all."""
+    """Write ``predictions.npz``, whole or not at all: ``y`` and, as EMBEDDING/JUDGE, what was foretold."""
     side = path.with_name(f".{path.name}.tmp.npz")
-    np.savez_compressed(side, **arrays_of(result, y_test))
+    said = {f"{name}/{judge}": j.predictions for name, held in result.judgements.items() for judge, j in held.items()}
+    np.savez_compressed(side, y=y_test, **said)
     side.replace(path)
 
 
@@ -100,9 +96,6 @@ def judge_file(path: Path, *, draws: int = 10, labels: tuple[int, ...] = (1, 5, 
     The .npz holds ``features`` (N, d), ``labels`` (N,) and ``split`` (N,) of "train" and "test" (what ``nearfar embed``
     writes), or ``x_train``, ``y_train``, ``x_test``, ``y_test``; ``classes`` may name the classes.
     """
-    from nearfar.evaluate import evaluate
-    from nearfar.training.checkpoint import write_bytes
-
     a, ya, b, yb, classes = _parts(path)
     result = evaluate({path.stem: (a, b)}, ya, yb, classes, draws=draws, labels_per_class=labels, seed=seed,
                       more=more)  # fmt: skip

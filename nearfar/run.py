@@ -349,7 +349,6 @@ class Run:
                 spaces.features(), data.labels, test.labels, data.classes, labels_per_class=labels_per_class,
                 draws=draws, seed=0, more=more,
             )  # fmt: skip
-        if result is not None:
             result.protocol["items hash"] = data.fingerprint() + test.fingerprint()
             compare.write(self.folder / "predictions.npz", result, test.labels)
         held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},

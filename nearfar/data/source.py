@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -91,7 +92,11 @@ class Source:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over content, names and labels; 16 hexadecimal digits."""
+        """SHA-256 over content, names and labels; 16 hexadecimal digits. Read once a source, as it reads all images."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         sha = hashlib.sha256(repr(self.shape).encode())
         for at in range(0, len(self), 1024):
             sha.update(np.ascontiguousarray(self.read(np.arange(at, min(at + 1024, len(self))))).tobytes())

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from nearfar.errors import UserError
 from nearfar.evaluate.retrieval import unit
 
 
@@ -18,6 +19,11 @@ def _eigenvalues(z: np.ndarray | torch.Tensor) -> torch.Tensor:
     x = torch.as_tensor(z).to("cpu", torch.float64)
     x = x - x.mean(0)
     return torch.linalg.eigvalsh(x.T @ x if x.shape[1] <= len(x) else x @ x.T).clamp(min=0)
+
+
+def _exp_entropy(p: np.ndarray | torch.Tensor) -> float:
+    """exp(-Σ p log p), where 0 log 0 is 0: how many shares there are as if all were alike. (K,)"""
+    return float(torch.special.entr(torch.as_tensor(p)).sum().exp())
 
 
 def spectrum(z: np.ndarray) -> np.ndarray:
@@ -44,8 +50,7 @@ def effective_rank(z: np.ndarray | torch.Tensor, *, corrected: bool = False) -> 
     if corrected and len(z) > 3:
         x = torch.as_tensor(z)
         return _of_endless_rows(values, len(z) - 1, int((x != x[0]).any(0).sum()))
-    p = values.sqrt() / values.sqrt().sum()
-    return float(torch.special.entr(p).sum().exp())
+    return _exp_entropy(values.sqrt() / values.sqrt().sum())
 
 
 def _of_endless_rows(values: torch.Tensor, n: int, d: int, grid: int = 256) -> float:
@@ -131,8 +136,7 @@ def rankme(z: np.ndarray) -> float:
     s = np.linalg.svd(np.asarray(z, np.float64), compute_uv=False)
     if not s.sum() > 0:
         return 0.0
-    p = s / s.sum() + 1e-7
-    return float(np.exp(-(p * np.log(p)).sum()))
+    return _exp_entropy(s / s.sum() + 1e-7)
 
 
 def alpha_req(z: np.ndarray, *, first: int = 0, last: int = 0) -> float:
@@ -163,8 +167,6 @@ def lidar(z: np.ndarray, *, delta: float = 1e-4) -> float:
 
     LiDAR (Thilak et al. 2024, arXiv:2312.04000). z: (n pictures, q ≥ 2 views, d)
     """
-    from nearfar.errors import UserError
-
     z = np.asarray(z, np.float64)
     if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2:
         raise UserError(f"LiDAR takes (pictures, views, d), two or more of each, not {z.shape}")
@@ -178,6 +180,4 @@ def lidar(z: np.ndarray, *, delta: float = 1e-4) -> float:
     found = np.linalg.eigvalsh(half @ (outer.T @ outer / (n - 1)) @ half).clip(min=0)
     if not found.sum() > 0:
         return 0.0
-    p = found / found.sum()
-    p = p[p > 0]
-    return float(np.exp(-(p * np.log(p)).sum()))
+    return _exp_entropy(found / found.sum())

@@ -19,8 +19,10 @@ def of_mean(values: np.ndarray, seed: int = 0, times: int = 1000) -> tuple[float
     values, rng = np.asarray(values, np.float64), np.random.default_rng(seed)
     if len(values) == 0:
         raise UserError("an interval over no items: nothing was judged")
-    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), times)  # (times, n)
-    return _quantiles(counts @ values / len(values))
+    n, few = len(values), max(1, 10**7 // len(values))  # draws at once, so that memory stays flat in the items
+    parts = [min(few, times - at) for at in range(0, times, few)]
+    means = [rng.multinomial(n, np.full(n, 1 / n), part) @ values / n for part in parts]  # each (part,)
+    return _quantiles(np.concatenate(means))
 
 
 def of_statistic(

@@ -99,15 +99,15 @@ def retrieval(
     for at in range(0, len(rows), chunk):
         mine = rows[at : at + chunk]
         s = q[mine] @ b.T  # (chunk, N)
-        if own:
-            s[torch.arange(len(mine)), torch.as_tensor(mine)] = -torch.inf
         same = torch.as_tensor(y_bank[None] == y_query[mine, None])
         if own:
-            same[torch.arange(len(mine)), torch.as_tensor(mine)] = False
+            itself = torch.arange(len(mine)), torch.as_tensor(mine)
+            s[itself], same[itself] = -torch.inf, False
         best = s.masked_fill(~same, -torch.inf).max(1, keepdim=True).values
         ahead = (s > best).sum(1)  # what is nearer than the first relevant one
-        first = torch.where(same & (s == best), torch.arange(s.shape[1]), s.shape[1]).min(1, keepdim=True).values
-        ahead += ((s == best) & (torch.arange(s.shape[1]) < first)).sum(1)  # equals: the lower index first
+        column, equal = torch.arange(s.shape[1]), s == best
+        first = torch.where(same & equal, column, s.shape[1]).min(1, keepdim=True).values
+        ahead += (equal & (column < first)).sum(1)  # equals: the lower index first
         near, _ = _largest(s, min(deep, n))
         hit = y_bank[near] == y_query[mine, None]  # (chunk, deep)
         for name, values in _of_ranking(hit, relevant[mine], ks).items():
