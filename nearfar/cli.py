@@ -169,7 +169,7 @@ def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, 
 
 
 def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int = 10,
-             labels: tuple[int, ...] = (1, 5, 10), more: bool = False) -> None:  # fmt: skip
+             labels: tuple[str, ...] = ("1", "5", "10"), more: bool = False) -> None:  # fmt: skip
     """judge a run on a source: kNN, linear probe, few labels, beside raw pixels and the untrained encoder
 
     Args:
@@ -177,21 +177,23 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
             as embed writes it, or x_train, y_train, x_test and y_test.
         source: labelled images; the run's own source where left out.
         draws: draws of the few labels.
-        labels: how many labels a class.
+        labels: how many labels a class, or which share of the training labels: 1 5 10 1% 10%.
         more: also how test items retrieve and cluster among themselves: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
     """
+    from nearfar.evaluate.probes import amount
     from nearfar.run import load
 
+    few = tuple(amount(n) for n in labels)  # before anything long
     if run.endswith(".npz"):
         from nearfar.compare import files_of, judge_file
 
         if source:
             raise UserError(f"{run} holds its own rows: leave {source} out")
-        judge_file(Path(run), draws=draws, labels=labels, more=more).render()
+        judge_file(Path(run), draws=draws, labels=few, more=more).render()
         print(f"results {files_of(Path(run))[0]}")
         return
     opened = load(run)
-    result = opened.evaluate(source or None, draws=draws, labels_per_class=labels, more=more, say=_say)
+    result = opened.evaluate(source or None, draws=draws, labels_per_class=few, more=more, say=_say)
     if result is not None:
         result.render()
         best = result.judgements["nearfar"]["linear"].metrics

@@ -89,7 +89,7 @@ def compare(paths: Sequence[str | Path], *, seed: int = 0) -> list[Difference]:
     return out
 
 
-def judge_file(path: Path, *, draws: int = 10, labels: tuple[int, ...] = (1, 5, 10), seed: int = 0,
+def judge_file(path: Path, *, draws: int = 10, labels: tuple[int | str, ...] = (1, 5, 10), seed: int = 0,
                more: bool = False) -> Evaluation:  # fmt: skip
     """Judge an embedding of any origin, and write ``STEM.results.json`` and ``STEM.predictions.npz`` beside it.
 

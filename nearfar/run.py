@@ -326,7 +326,7 @@ class Run:
         return build.embed(self.method, part, self.input.range_for(part), project=project)
 
     def evaluate(
-        self, source: Any = None, *, draws: int = 10, labels_per_class: tuple[int, ...] = (1, 5, 10),
+        self, source: Any = None, *, draws: int = 10, labels_per_class: tuple[int | str, ...] = (1, 5, 10),
         more: bool = False, say: Callable[[str], None] = lambda text: None,
     ) -> Evaluation | None:  # fmt: skip
         """Judge features, projections, the untrained encoder and raw pixels; write results and the report.

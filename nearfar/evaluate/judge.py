@@ -12,7 +12,7 @@ import numpy as np
 
 from nearfar.errors import UserError
 from nearfar.evaluate.clusters import clustering
-from nearfar.evaluate.probes import FEW_C, few_label, knn, linear_probe
+from nearfar.evaluate.probes import FEW_C, amount, few_label, knn, linear_probe
 from nearfar.evaluate.records import Judgement, Result
 from nearfar.evaluate.retrieval import retrieval
 
@@ -87,7 +87,7 @@ def check(features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.nda
 
 def evaluate(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray,
-    classes: tuple[str, ...] | None = None, *, labels_per_class: tuple[int, ...] = (1, 5, 10), draws: int = 10,
+    classes: tuple[str, ...] | None = None, *, labels_per_class: tuple[int | str, ...] = (1, 5, 10), draws: int = 10,
     seed: int = 0, k: int = 20, temperature: float = 0.07, more: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:  # fmt: skip
@@ -97,12 +97,13 @@ def evaluate(
     embedding), then kNN and linear probe on all labels (bootstrap intervals over test items). With ``more``, how test
     items retrieve and cluster among themselves, which fits nothing: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
     """
+    wanted = tuple(dict.fromkeys(amount(n) for n in labels_per_class))
     check(features, y_train, y_test)
     classes = tuple(classes or (str(i) for i in range(int(max(y_train.max(), y_test.max())) + 1)))
     smallest = int(np.unique(y_train, return_counts=True)[1].min())
-    few = [n for n in labels_per_class if n <= smallest]
-    notes = [f"{n} labels a class left out: a class has only {smallest} training images"
-             for n in labels_per_class if n > smallest]  # fmt: skip
+    scarce = [n for n in wanted if isinstance(n, int) and n > smallest]
+    few = [n for n in wanted if n not in scarce]
+    notes = [f"{n} labels a class left out: a class has only {smallest} training images" for n in scarce]
     cells, judgements = {}, {}
     for name, (a, b) in features.items():
         progress(name)
@@ -122,7 +123,7 @@ def evaluate(
 
 def _besides(z: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Result]:
     found = retrieval(z, y, ks=(1,), seed=seed)
-    return {name: found[name] for name in ("recall@1", "MAP@R", "MRR")} | clustering(z, y, seed=seed, times=50)
+    return {name: found[name] for name in ("recall@1", "MAP@R", "MRR")} | clustering(z, y, seed=seed)
 
 
 def _protocol(y_train: np.ndarray, y_test: np.ndarray, draws: int, seed: int, k: int, t: float) -> dict[str, Any]:
@@ -131,7 +132,9 @@ def _protocol(y_train: np.ndarray, y_test: np.ndarray, draws: int, seed: int, k:
     sha = hashlib.sha256(np.asarray(y_train, np.int64).tobytes() + b"|" + np.asarray(y_test, np.int64).tobytes())
     return {
         "title": f"accuracy on {len(y_test):,} test images, probes on {len(y_train):,} training images",
-        "k": k, "temperature": t, "draws": draws, "seed": seed, "few-label C": FEW_C,
+        "k": k, "temperature": t, "draws": draws, "seed": seed,
+        "few labels": f"stratified by class, the same draws for every embedding; shares rounded, at least one a class; "
+                      f"logistic on unit rows, C = {FEW_C:g}, fixed",
         "train": len(y_train), "test": len(y_test), "split hash": sha.hexdigest()[:16],
         "intervals": "95 %: Student's over draws for few labels, bootstrap over test items for all labels",
         "python": platform.python_version(), "numpy": np.__version__, "scikit-learn": sklearn.__version__,
