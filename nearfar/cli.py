@@ -174,7 +174,7 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
 
     Args:
         run: a run's folder; or an .npz with an embedding of any origin: features, labels and split ("train", "test"),
-            as embed writes it, or x_train, y_train, x_test and y_test.
+            as embed writes it, or x_train, y_train, x_test and y_test; labels (N, K) of zeros and ones are several an item.
         source: labelled images; the run's own source where left out.
         draws: draws of the few labels.
         labels: how many labels a class, or which share of the training labels: 1 5 10 1% 10%.
@@ -218,7 +218,7 @@ def compare(runs: Positional[tuple[str, ...]]) -> None:
     from nearfar.compare import compare as do
 
     found = do(runs)
-    table = Table(title=f"accuracy less that of {found[0].base}")
+    table = Table(title=f"{found[0].of} less that of {found[0].base}")
     for head, side in (("run", "left"), ("judge", "left"), ("difference", "right"), ("95 % interval", "right"),
                        ("real", "left")):  # fmt: skip
         table.add_column(head, justify=side)

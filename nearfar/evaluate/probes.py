@@ -136,6 +136,13 @@ def _validation(model: Any, x: np.ndarray, y: np.ndarray) -> tuple[float, float]
     return accuracy, float(logs[np.arange(len(y)), columns].mean())
 
 
+def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both parts by the training part's mean and deviation; what is constant there is 0. (N, d), (M, d), float32"""
+    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+    scale = np.where(std > 1e-8, 1 / np.maximum(std, 1e-8), 0)
+    return ((train - mean) * scale).astype(np.float32), ((test - mean) * scale).astype(np.float32)
+
+
 def linear_probe(
     train: np.ndarray, y_train: np.ndarray, test: np.ndarray, y_test: np.ndarray, classes: list[str], *,
     grid: tuple[float, ...] = GRID, seed: int = 0,
@@ -149,10 +156,7 @@ def linear_probe(
     """
     from sklearn.model_selection import train_test_split
 
-    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    scale = np.where(std > 1e-8, 1 / np.maximum(std, 1e-8), 0)
-    a = ((train - mean) * scale).astype(np.float32)
-    b = ((test - mean) * scale).astype(np.float32)
+    a, b = standardised(train, test)
     rows = np.random.default_rng(seed).permutation(len(a))[:5000]
     counts = np.bincount(y_train[rows])
     best, chosen = (-1.0, 0.0), grid[len(grid) // 2]
