@@ -174,7 +174,8 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
 
     Args:
         run: a run's folder; or an .npz with an embedding of any origin: features, labels and split ("train", "test"),
-            as embed writes it, or x_train, y_train, x_test and y_test; labels (N, K) of zeros and ones are several an item.
+            as embed writes it, or x_train, y_train, x_test and y_test. Labels (N, K) of zeros and ones are several an
+            item.
         source: labelled images; the run's own source where left out.
         draws: draws of the few labels.
         labels: how many labels a class, or which share of the training labels: 1 5 10 1% 10%.

@@ -103,7 +103,7 @@ def evaluate(
     items retrieve and cluster among themselves, which fits nothing: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
 
     Where an item has several labels, ``y`` is (N, K) of zeros and ones, and the columns are mean and micro average
-    precision, macro and micro F1, and ranking average precision of kNN and linear probe on all labels.
+    precision, macro F1 and ranking average precision of kNN and linear probe on all labels; more in ``metrics``.
     """
     y_train, y_test = np.asarray(y_train), np.asarray(y_test)
     if y_train.ndim == 2:
@@ -138,7 +138,7 @@ def evaluate(
     return Evaluation(cells, judgements, classes, protocol, tuple(notes), besides)
 
 
-_COLUMNS = ("mAP", "micro AP", "macro F1", "micro F1", "LRAP")
+_COLUMNS = ("mAP", "micro AP", "macro F1", "LRAP")
 
 
 def _several(

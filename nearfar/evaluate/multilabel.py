@@ -67,8 +67,8 @@ def fit(x: torch.Tensor, y: torch.Tensor, c: float, start: np.ndarray, *, tol: f
 
     .. math:: \min_{W,b}\sum_c\Big[\frac1N\sum_i\log(1+e^{z_{ic}})-y_{ic}z_{ic}+\frac{\|W_c\|^2}{2CN}\Big]
 
-    with :math:`z=xW^\top+b`. x (N, d), y (N, K) float64; start (K, d + 1), the intercept last. Returns such weights, and
-    whether the largest entry of the gradient fell to ``tol``.
+    with :math:`z=xW^\top+b`. x (N, d), y (N, K) float64; start (K, d + 1), the intercept last. Returns such weights,
+    and whether the largest entry of the gradient fell to ``tol``.
     """
     from scipy.optimize import minimize
 
