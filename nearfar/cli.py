@@ -190,7 +190,10 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
 
         if source:
             raise UserError(f"{run} holds its own rows: leave {source} out")
-        judge_file(Path(run), draws=draws, labels=few, more=more).render()
+        judged = judge_file(Path(run), draws=draws, labels=few, more=more)
+        judged.render()
+        for note in judged.notes:
+            _say(note)
         print(f"results {files_of(Path(run))[0]}")
         return
     opened = load(run)

@@ -351,6 +351,7 @@ class Run:
             )  # fmt: skip
             result.protocol["items hash"] = data.fingerprint() + test.fingerprint()
             compare.write(self.folder / "predictions.npz", result, test.labels)
+            notes = [*result.notes, *notes]
         held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},
                 "geometry": spaces.geometry(), "source": str(data.spec)}  # fmt: skip
         write_bytes(self.folder / "results.json", json.dumps(held, indent=1))

@@ -141,6 +141,7 @@ def test_evaluate_is_chosen_by_the_labels(tmp_path, capsys):
     (np.ones((9, 2)), np.ones(9), "give .N, K. and .M, K."),
     (np.ones((9, 2)), np.ones((9, 2)), "none of 2 classes"),
     (np.full((9, 2), np.nan), np.ones((9, 2)), "label nan"),
+    (np.full((9, 2), "a"), np.ones((9, 2)), "labels of type <U1"),
     (np.zeros((9, 2, 2)), np.zeros((9, 2, 2)), "labels of shapes"),
 ])  # fmt: skip
 def test_bad_labels_are_one_line(y, yt, says, tmp_path, capsys):

@@ -81,7 +81,9 @@ def check(features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.nda
     _check_features(features, y_train, y_test)
 
 
-def _check_features(features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray):
+def _check_features(
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray
+) -> None:
     for name, (a, b) in features.items():
         if len(a) != len(y_train) or len(b) != len(y_test):
             raise UserError(f"{name}: {len(a)} and {len(b)} rows for {len(y_train)} and {len(y_test)} labels")
@@ -106,7 +108,7 @@ def evaluate(
     precision, macro F1 and ranking average precision of kNN and linear probe on all labels; more in ``metrics``.
     """
     y_train, y_test = np.asarray(y_train), np.asarray(y_test)
-    if y_train.ndim == 2:
+    if 2 in (y_train.ndim, y_test.ndim):
         return _several(features, y_train, y_test, classes, seed, k, temperature, more, progress)
     wanted = tuple(dict.fromkeys(amount(n) for n in labels_per_class))
     check(features, y_train, y_test)

@@ -25,6 +25,8 @@ def check(y_train: np.ndarray, y_test: np.ndarray) -> None:
     if y_train.ndim != 2 or y_test.ndim != 2 or y_train.shape[1] != y_test.shape[1]:
         raise UserError(f"labels of shapes {y_train.shape} and {y_test.shape}: give (N, K) and (M, K) for both parts")
     for y in (y_train, y_test):
+        if y.dtype.kind not in "biuf":
+            raise UserError(f"a matrix of labels of type {y.dtype}: give zeros and ones")
         wrong = y[(y != 0) & (y != 1)]
         if wrong.size:
             raise UserError(f"label {wrong[0]} in a matrix of several labels an item: give zeros and ones")
