@@ -169,29 +169,35 @@ def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, 
 
 
 def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int = 10,
-             labels: tuple[int, ...] = (1, 5, 10), more: bool = False) -> None:  # fmt: skip
+             labels: tuple[str, ...] = ("1", "5", "10"), more: bool = False) -> None:  # fmt: skip
     """judge a run on a source: kNN, linear probe, few labels, beside raw pixels and the untrained encoder
 
     Args:
         run: a run's folder; or an .npz with an embedding of any origin: features, labels and split ("train", "test"),
-            as embed writes it, or x_train, y_train, x_test and y_test.
+            as embed writes it, or x_train, y_train, x_test and y_test. Labels (N, K) of zeros and ones are several an
+            item.
         source: labelled images; the run's own source where left out.
         draws: draws of the few labels.
-        labels: how many labels a class.
+        labels: how many labels a class, or which share of the training labels: 1 5 10 1% 10%.
         more: also how test items retrieve and cluster among themselves: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
     """
+    from nearfar.evaluate.probes import amount
     from nearfar.run import load
 
+    few = tuple(amount(n) for n in labels)  # before anything long
     if run.endswith(".npz"):
         from nearfar.compare import files_of, judge_file
 
         if source:
             raise UserError(f"{run} holds its own rows: leave {source} out")
-        judge_file(Path(run), draws=draws, labels=labels, more=more).render()
+        judged = judge_file(Path(run), draws=draws, labels=few, more=more)
+        judged.render()
+        for note in judged.notes:
+            _say(note)
         print(f"results {files_of(Path(run))[0]}")
         return
     opened = load(run)
-    result = opened.evaluate(source or None, draws=draws, labels_per_class=labels, more=more, say=_say)
+    result = opened.evaluate(source or None, draws=draws, labels_per_class=few, more=more, say=_say)
     if result is not None:
         result.render()
         best = result.judgements["nearfar"]["linear"].metrics
@@ -216,7 +222,7 @@ def compare(runs: Positional[tuple[str, ...]]) -> None:
     from nearfar.compare import compare as do
 
     found = do(runs)
-    table = Table(title=f"accuracy less that of {found[0].base}")
+    table = Table(title=f"{found[0].of} less that of {found[0].base}")
     for head, side in (("run", "left"), ("judge", "left"), ("difference", "right"), ("95 % interval", "right"),
                        ("real", "left")):  # fmt: skip
         table.add_column(head, justify=side)

@@ -326,7 +326,7 @@ class Run:
         return build.embed(self.method, part, self.input.range_for(part), project=project)
 
     def evaluate(
-        self, source: Any = None, *, draws: int = 10, labels_per_class: tuple[int, ...] = (1, 5, 10),
+        self, source: Any = None, *, draws: int = 10, labels_per_class: tuple[int | str, ...] = (1, 5, 10),
         more: bool = False, say: Callable[[str], None] = lambda text: None,
     ) -> Evaluation | None:  # fmt: skip
         """Judge features, projections, the untrained encoder and raw pixels; write results and the report.
@@ -351,6 +351,7 @@ class Run:
             )  # fmt: skip
             result.protocol["items hash"] = data.fingerprint() + test.fingerprint()
             compare.write(self.folder / "predictions.npz", result, test.labels)
+            notes = [*result.notes, *notes]
         held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},
                 "geometry": spaces.geometry(), "source": str(data.spec)}  # fmt: skip
         write_bytes(self.folder / "results.json", json.dumps(held, indent=1))
