@@ -31,12 +31,12 @@ class ForeignEncoder:
     name: str
     encode: Callable[[Tensor], Tensor | np.ndarray] = field(repr=False)
     about: Mapping[str, str]
-    recipe: Recipe = Recipe()  # how a source is opened: its size and share of bad images
+    image_size: int = 0  # at which a source is opened
 
     def open(self, source: Any, say: Callable[[str], None] = to_stderr) -> Splits:
         """A source as a run in training opens it; the model's own size comes later, so that items are the same."""
         with bar_for_decoding(None) as progress:
-            return build.open_like(source, None, self.recipe, progress, say)
+            return build.open_like(source, None, Recipe(image_size=self.image_size), progress, say)
 
     def embed_part(self, part: Source, project: bool = False, show: bool | None = None) -> np.ndarray:
         """Features of every image of a source, in order. -> (N, d) float32

@@ -13,13 +13,11 @@ from torch.nn import functional as F
 from nearfar.errors import UserError
 from nearfar.foreign.spec import Choices
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 def with_channels(x: Tensor, wanted: int, name: str) -> Tensor:
-    """Grey images three times over where three channels are wanted. (B, C, H, W) -> (B, wanted, H, W)"""
+    """Grey images three times over where three channels are wanted, any where 0 are. -> (B, wanted, H, W)"""
     have = x.shape[1]
-    if have == wanted:
+    if have == (wanted or have):
         return x
     if have != 1:
         raise UserError(f"{name} takes images of {wanted} channel{'s' * (wanted > 1)}, these have {have}")
@@ -34,6 +32,7 @@ class Preprocessing:
     they then differ by one level at most. Where the crop is larger than the image, the border is the mean's colour.
 
     Args:
+        channels: how many it takes; 0: any.
         resize: (h, w), or None for images as they are.
         fit: "cover" it, at the images' own proportions; be "inside" it; or "squash" to it.
         crop: (h, w), or None.
@@ -79,8 +78,8 @@ class Preprocessing:
         new = self
         for field in ("mean", "std"):
             values = tuple(getattr(choices, field))
-            if values and len(values) not in (1, self.channels):
-                raise UserError(f"--{field} {values}: {name} takes {self.channels} channels: give 1 value or as many")
+            if values and len(values) not in (1, self.channels or 3):
+                raise UserError(f"--{field} {values}: {name} takes {self.channels or 3} channels: give 1 value or as many")
             new = dataclasses.replace(new, **{field: values}) if values else new
         if not all(s > 0 for s in new.std):
             raise UserError(f"--std {new.std}: give values above 0")

@@ -19,6 +19,8 @@ class Choices:
     """of a foreign model: what pixels are then divided by (0.00392 for a model that takes 0 to 255)"""
     input_size: int = 0
     """of a foreign model: pixels a side that images are resized to; its own where left out"""
+    image_size: int = 0
+    """of a foreign model: pixels a side at which the source is opened, as train's; the model's own size comes after"""
 
 
 def is_foreign(text: str) -> bool:
