@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -28,8 +29,6 @@ _UNKNOWN = "what the weights were trained on is not known here: test images may 
 
 def load(model: str | Path | Callable, choices: Choices = Choices()) -> ForeignEncoder:  # noqa: B008
     """An encoder from its name (see ``nearfar evaluate --help``), or from a callable. Raises ``UserError``."""
-    import dataclasses
-
     if callable(model):
         return dataclasses.replace(of_callable(model), image_size=choices.image_size)
     library, _, name = str(model).partition(":")
@@ -127,7 +126,8 @@ def _claimed(folder: Path) -> Path:
 def _write(folder: Path, result: Evaluation, train: Source, test: Source) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     compare.write(folder / "predictions.npz", result, test.labels)
-    held = {"evaluation": result.to_dict() | {"notes": [*result.notes, _UNKNOWN]}, "source": str(train.spec)}
+    unknown = [] if result.protocol["model"]["weights"] == "random" else [_UNKNOWN]
+    held = {"evaluation": result.to_dict() | {"notes": [*result.notes, *unknown]}, "source": str(train.spec)}
     write_bytes(folder / "results.json", json.dumps(held, indent=1))
 
 
