@@ -185,8 +185,8 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
     Args:
         run: a run's folder; or an .npz with an embedding of any origin: features, labels and split ("train", "test"),
             as embed writes it, or x_train, y_train, x_test and y_test; or a model of another origin: torchvision:NAME,
-            timm:NAME, transformers:NAME or :FOLDER, each with @random for fresh weights, torchvision:NAME@FILE.safetensors,
-            timm:NAME@FILE.safetensors, or FILE.onnx.
+            timm:NAME, transformers:NAME or :FOLDER, each with @random for fresh weights, timm: and
+            torchvision:NAME@FILE.safetensors, or FILE.onnx.
         source: labelled images; the run's own source where left out.
         draws: draws of the few labels.
         labels: how many labels a class.
@@ -233,7 +233,8 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
 
 def _only_foreign(run: str, choices: Choices, *more: str) -> None:
     if choices != Choices() or any(more):
-        raise UserError(f"{run} is no foreign model: leave --out, --like, --mean, --std, --input-size, --image-size out")
+        raise UserError(f"{run} is no foreign model: leave --out, --like, --mean, --std, --input-size and --image-size "
+                        "out")  # fmt: skip
 
 
 def compare(runs: Positional[tuple[str, ...]]) -> None:

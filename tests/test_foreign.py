@@ -140,7 +140,8 @@ def graph(path, *, batch="n", last=False, kind="FLOAT", rank=4):
     nodes += [h.make_node("Transpose", ["f"], ["t"], perm=[0, 3, 1, 2])] if last else []
     nodes.append(h.make_node("Conv", ["t" if last else "f", "w"], ["c"]))
     nodes += [h.make_node("GlobalAveragePool", ["c"], ["p"]), h.make_node("Flatten", ["p"], ["z"])]
-    outs = {4: ("c", [batch, 4, 6, 6]), 2: ("z", [batch, 4])}
+    nodes += [h.make_node("Transpose", ["c"], ["m"], perm=[0, 2, 3, 1])] if last else []
+    outs = {4: ("m", [batch, 6, 6, 4]) if last else ("c", [batch, 4, 6, 6]), 2: ("z", [batch, 4])}
     g = h.make_graph(nodes, "g", [h.make_tensor_value_info("x", getattr(onnx.TensorProto, kind), shape)],
                      [h.make_tensor_value_info(outs[rank][0], onnx.TensorProto.FLOAT, outs[rank][1])],
                      [onnx.numpy_helper.from_array(w, "w")])  # fmt: skip
@@ -161,6 +162,7 @@ def test_onnx_equals_torch(given, tmp_path):
         assert near(embedded(tmp_path / "m.onnx", x, mean=(0.5,), std=(0.25,)), shifted, 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*legacy TorchScript-based:DeprecationWarning", "ignore::UserWarning:torch.onnx")
 def test_nearfars_own_encoder_as_onnx(small_run, tmp_path, digits):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

@@ -79,8 +79,8 @@ class Preprocessing:
         for field in ("mean", "std"):
             values = tuple(getattr(choices, field))
             if values and len(values) not in (1, self.channels or 3):
-                raise UserError(f"--{field} {values}: give 1 value, or one for each of the {self.channels or 3} channels "
-                                f"that {name} takes")  # fmt: skip
+                raise UserError(f"--{field} {values}: {name} takes {self.channels or 3} channels: give 1 value or "
+                                "as many")  # fmt: skip
             new = dataclasses.replace(new, **{field: values}) if values else new
         if not all(s > 0 for s in new.std):
             raise UserError(f"--std {new.std}: give values above 0")
