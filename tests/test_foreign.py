@@ -130,6 +130,44 @@ def test_transformers_from_a_folder(vit, pooler, said, pictures):
     assert near(encoder.embed_part(open_source(pictures).train), want, 1e-4)
 
 
+def test_transformers_of_other_kinds(pictures, tmp_path):
+    """Maps are averaged, image features of image-and-text models taken; fresh weights are the same each time."""
+    import transformers
+
+    resnet = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 8}  # fmt: skip
+    text = vision | {"vocab_size": 50, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 2}
+    clip = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    for name, config, said, d in (("r", resnet, "pooler_output", 16), ("c", clip, "image features in the space", 12)):
+        config.save_pretrained(tmp_path / name)
+        transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / name)
+        encoder = load(f"transformers:{tmp_path / name}@random")
+        assert encoder.about["features"].startswith(said)
+        z = encoder.embed_part(open_source(pictures).train)
+        assert z.shape == (6, d)
+        assert (z == load(f"transformers:{tmp_path / name}@random").embed_part(open_source(pictures).train)).all()
+
+
+def test_a_pickle_is_not_read(vit, tmp_path):
+    import shutil
+
+    shutil.copytree(vit / "True", tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "m" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load(f"transformers:{tmp_path / 'm'}")
+
+
+def test_another_size(pictures):
+    for spec in ("timm:test_vit@random", "timm:test_resnet@random"):
+        encoder = load(spec, Choices(input_size=64))
+        assert "centre 64×64" in encoder.about["preprocessing"]
+        assert len(encoder.embed_part(open_source(pictures).train)) == 6
+    with pytest.raises(ValueError, match=r"torchvision:vit_b_16 does not take images of 64×64"):
+        embedded("torchvision:vit_b_16@random", pictures, input_size=64)
+
+
 def graph(path, *, batch="n", last=False, kind="FLOAT", rank=4):
     """A convolution of 8×8 images to 4 channels; of rank 2 its mean over the map."""
     onnx = pytest.importorskip("onnx")

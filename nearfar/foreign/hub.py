@@ -32,8 +32,7 @@ def from_transformers(name: str, choices: Choices) -> ForeignEncoder:
     require("torchvision", "transformers", f"the image processor of {spec}")
     if choices.mean or choices.std or choices.input_size:
         raise UserError(f"{spec} brings its own image processor: leave --mean, --std and --input-size out")
-    path, _, fresh = name.partition(f"@{RANDOM}")
-    random = name.endswith(f"@{RANDOM}") and not fresh
+    random, path = name.endswith(f"@{RANDOM}"), name.removesuffix(f"@{RANDOM}")
     if path.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise UserError(f"{spec}: no such folder")
     with _quiet(transformers):
@@ -46,7 +45,7 @@ def from_transformers(name: str, choices: Choices) -> ForeignEncoder:
         except Exception as error:
             if Path(path).is_dir():
                 raise UserError(f"{spec} cannot be loaded: {one_line(error)}") from None
-            raise out_of_reach(spec, error, "HF_HOME") from None
+            raise out_of_reach(f"transformers:{path}", error, "HF_HOME") from None
     where, net = device(), net.eval().to(device())
     channels = getattr(getattr(config, "vision_config", config), "num_channels", 3)
 
