@@ -42,6 +42,8 @@ def from_transformers(name: str, choices: Choices) -> ForeignEncoder:
                 config.mask_ratio = 0.0
             processor = transformers.AutoImageProcessor.from_pretrained(path, **_SAFE)
             net, missing = _random(transformers, config) if random else _trained(transformers, path, config)
+        except UserError:
+            raise
         except Exception as error:
             if Path(path).is_dir():
                 raise UserError(f"{spec} cannot be loaded: {one_line(error)}") from None
@@ -73,7 +75,7 @@ def _trained(transformers: Any, path: str, config: Any) -> tuple[nn.Module, set[
     )
     lacking = {key for key in info["missing_keys"] if "pooler" not in key and "mask_token" not in key}
     if lacking:
-        raise UserError(f"{len(lacking)} of its weights are missing, first {min(lacking)}")
+        raise UserError(f"transformers:{path}: {len(lacking)} of its weights are missing, first {min(lacking)}")
     return net, set(info["missing_keys"])
 
 

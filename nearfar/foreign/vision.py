@@ -177,6 +177,7 @@ def _fill(net: nn.Module, path: Path, heads: tuple[str, ...], spec: str) -> None
 
 def out_of_reach(spec: str, error: Exception, home: str) -> UserError:
     """The line for weights that are neither here nor can be fetched."""
-    here = "transformers:FOLDER" if spec.startswith("transformers:") else f"{spec}@FILE.safetensors"
+    fix = f"{spec}@FILE.safetensors, or {spec}@random for fresh ones"
+    fix = "transformers:FOLDER" if spec.startswith("transformers:") else fix
     return UserError(f"{spec}: its weights are not here and cannot be fetched ({one_line(error)}): set {home} to a "
-                     f"cache that holds them, or give {here}, or {spec}@random for fresh ones")  # fmt: skip
+                     f"cache that holds them, or give {fix}")  # fmt: skip
