@@ -12,7 +12,9 @@ import tyro
 from tyro.conf import Positional, arg
 
 from nearfar.errors import UserError, nearest, one_line
+from nearfar.foreign.spec import Choices, is_foreign
 
+_Foreign = Annotated[Choices, arg(name="")]  # flags without a prefix
 _KINDS = {"float": float, "int": int, "str": str, "bool": bool}
 
 
@@ -151,11 +153,11 @@ def _show_results(run: Any) -> None:
 
 
 def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, arg(aliases=["-o"])],
-          project: bool = False, force: bool = False) -> None:  # fmt: skip
+          project: bool = False, force: bool = False, choices: _Foreign = Choices()) -> None:  # noqa: B008 # fmt: skip
     """write the features of a source's images to .npz or .parquet
 
     Args:
-        run: a run's folder.
+        run: a run's folder, or a model of another origin, as for evaluate.
         source: images, as for train.
         out: out.npz or out.parquet: features, labels, names, split.
         project: after the projector instead of before it.
@@ -164,27 +166,51 @@ def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, 
     from nearfar.embedding import write_embedding
     from nearfar.run import load
 
-    n, d = write_embedding(load(run), source, Path(out), project=project, force=force)
+    if is_foreign(run):
+        from nearfar.foreign.judge import load as load_foreign
+
+        opened = load_foreign(run, choices)
+    else:
+        _only_foreign(run, choices)
+        opened = load(run)
+    n, d = write_embedding(opened, source, Path(out), project=project, force=force)
     print(f"{out}: {n:,} embeddings of {d} dimensions")
 
 
 def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int = 10,
-             labels: tuple[str, ...] = ("1", "5", "10"), more: bool = False) -> None:  # fmt: skip
+             labels: tuple[str, ...] = ("1", "5", "10"), more: bool = False, out: str = "", like: str = "",
+             choices: _Foreign = Choices()) -> None:  # noqa: B008 # fmt: skip
     """judge a run on a source: kNN, linear probe, few labels, beside raw pixels and the untrained encoder
 
     Args:
         run: a run's folder; or an .npz with an embedding of any origin: features, labels and split ("train", "test"),
-            as embed writes it, or x_train, y_train, x_test and y_test. Labels (N, K) of zeros and ones are several an
-            item.
+            as embed writes it, or x_train, y_train, x_test and y_test, labels (N, K) of zeros and ones being several
+            an item; or a model of another origin: torchvision:NAME, timm:NAME, transformers:NAME or :FOLDER, each with
+            @random for fresh weights, timm: and torchvision:NAME@FILE.safetensors, or FILE.onnx.
         source: labelled images; the run's own source where left out.
         draws: draws of the few labels.
         labels: how many labels a class, or which share of the training labels: 1 5 10 1% 10%.
         more: also how test items retrieve and cluster among themselves: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
+        out: of a foreign model: the folder of its results; judged/NAME-on-SOURCE where left out.
+        like: of a foreign model: a run by which the source is opened and split, so that compare takes both.
     """
     from nearfar.evaluate.probes import amount
     from nearfar.run import load
 
     few = tuple(amount(n) for n in labels)  # before anything long
+    if is_foreign(run):
+        from nearfar.foreign.judge import evaluate_model, folder_for
+
+        base = load(like) if like else None
+        folder = Path(out) if out else folder_for(run, source or (base.recipe.source if base else ""))
+        result = evaluate_model(run, source or None, choices=choices, like=base, out=folder, draws=draws,
+                                labels_per_class=few, more=more, say=_say)  # fmt: skip
+        result.render()
+        for what, said in result.protocol["model"].items():
+            print(f"{what}: {said}")
+        print(f"results {folder / 'results.json'}")
+        return
+    _only_foreign(run, choices, out, like)
     if run.endswith(".npz"):
         from nearfar.compare import files_of, judge_file
 
@@ -208,6 +234,12 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
         print(f"linear, probabilities: top-5 {c['top5']:.3f}  log loss {c['log_loss']:.3f}  Brier {c['brier']:.3f}  "
               f"calibration error {c['ece']:.3f}")  # fmt: skip
     print(f"results {opened.folder / 'results.json'}\nreport  {opened.folder / 'report.html'}")
+
+
+def _only_foreign(run: str, choices: Choices, *more: str) -> None:
+    if choices != Choices() or any(more):
+        raise UserError(f"{run} is no foreign model: leave --out, --like, --mean, --std, --input-size and --image-size "
+                        "out")  # fmt: skip
 
 
 def compare(runs: Positional[tuple[str, ...]]) -> None:
