@@ -13,8 +13,10 @@ from tyro.conf import Positional, arg
 
 from nearfar.errors import UserError, nearest, one_line
 from nearfar.foreign.spec import Choices, is_foreign
+from nearfar.transfer.settings import Settings
 
 _Foreign = Annotated[Choices, arg(name="")]  # flags without a prefix
+_Settings = Annotated[Settings, arg(name="")]
 _KINDS = {"float": float, "int": int, "str": str, "bool": bool}
 
 
@@ -242,6 +244,34 @@ def _only_foreign(run: str, choices: Choices, *more: str) -> None:
                         "out")  # fmt: skip
 
 
+def transfer(
+    run: Positional[str], source: Positional[str] = "", *, task: str = "", labels: tuple[str, ...] = ("10",),
+    seeds: int = 3, modes: tuple[str, ...] = ("frozen", "fine-tuned"), out: str = "",
+    settings: _Settings = Settings(),  # noqa: B008
+) -> None:
+    """put heads on a run's encoder and train them at few labels, beside the same encoder with random weights
+
+    Args:
+        run: a run's folder; several with commas between are several seeds of pre-training.
+        source: a folder with boxes (VOC, COCO) or masks (images/ beside masks/), or labelled images; the run's own
+            source where left out.
+        task: classification, detection or segmentation; by the source's layout where left out.
+        labels: how many labelled pictures (classification: a class), or which share: 1 10 10% all.
+        seeds: draws of the labelled pictures, with random weights and order.
+        modes: frozen, fine-tuned.
+        out: the results' folder; RUN/transfer/TASK-HEAD where left out.
+    """
+    from nearfar.downstream import transfer as do
+    from nearfar.run import load
+    from nearfar.transfer.tables import render
+
+    runs = [load(name) for name in run.split(",")]
+    found = do(runs, source or runs[0].recipe.source, task=task, labels=labels, seeds=seeds, modes=modes,
+               settings=settings, out=out or None, say=_say)  # fmt: skip
+    render(found)
+    print(f"results {found['folder']}/results.json\nreport  {runs[0].folder / 'report.html'}")
+
+
 def compare(runs: Positional[tuple[str, ...]]) -> None:
     """say which differences in accuracy between runs are real: paired bootstrap over the same test items
 
@@ -330,7 +360,8 @@ def doctor() -> None:
         print(f"{module:16} {state:14} {gives}{fix}")
 
 
-_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, compare, report, neighbours, methods, doctor)}
+_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, transfer, compare, report, neighbours, methods,
+                                  doctor)}  # fmt: skip
 
 
 def _first(text: str | None) -> str:

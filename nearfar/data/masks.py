@@ -36,7 +36,8 @@ def from_masks(folder: Path, max_bad: float = 0.05) -> Scenes:
     pictures, masks = find_masks(folder)
     files = {p.stem: p for p in sorted(pictures.iterdir()) if p.suffix.lower() in _SUFFIXES}
     listed = _listed(folder)
-    stems = files if listed is None else {s: files.get(s, pictures / f"{s}.jpg") for s in sum(listed.values(), [])}
+    wanted = files if listed is None else listed["train"] + listed["test"]
+    stems = {s: files.get(s, pictures / f"{s}.jpg") for s in wanted}
     scenes: dict[str, list[Scene]] = {"train": [], "test": []}
     for stem, path in stems.items():
         part = part_of(stem) if listed is None else "train" if stem in listed["train"] else "test"

@@ -142,7 +142,7 @@ def finished(scenes: Scenes, counted: Counted, max_bad: float, total: int) -> Sc
     if left_out > max_bad * max(total, 1):
         first = next(line for line in counted.lines() if "pictures" in line)
         raise UserError(f"{where}: {left_out} of {total} pictures are missing or broken ({first}): "
-                        f"bring them back, or pass --max-bad {min(1.0, left_out / max(total, 1) + 0.01):.2f}")  # fmt: skip
+                        f"bring them back, or pass --max-bad {min(1.0, left_out / total + 0.01):.2f}")  # fmt: skip
     for part, held in (("training", scenes.train), ("test", scenes.test)):
         if not held:
             raise UserError(f"{where}: the {part} part holds no pictures that can be read")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -74,12 +75,12 @@ class Pyramid(nn.Module):
 def dilate(encoder: nn.Module, channels: int, stride: int = 8) -> nn.Module:
     """Let the last map of a ResNet keep cells ``stride`` pixels apart: later strides become dilations.
 
-    Chen et al. 2017 (arXiv:1706.05587, §3.1), as torchvision's ``replace_stride_with_dilation``; weights stay. An encoder
-    that has no strided convolutions beyond that stride is left as it is.
+    Chen et al. 2017 (arXiv:1706.05587, §3.1), as torchvision's ``replace_stride_with_dilation``; weights stay. An
+    encoder that has no strided convolutions beyond that stride is left as it is.
     """
     held = levels(encoder, channels)
     parts = dict(encoder.named_modules())
-    for before, level in zip(held, held[1:]):
+    for before, level in pairwise(held):
         if level.stride <= stride:
             continue
         stage = _stage(parts, level.name)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nearfar.errors import UserError, require
-from nearfar.evaluate.intervals import of_statistic
 from nearfar.evaluate.records import Result
 
 _IOUS = np.arange(10) * 0.05 + 0.5
@@ -33,7 +32,7 @@ class Detected:
 
     results: dict[str, Result]  # mAP, AP50, AP75
     per_class: tuple[dict[str, Any], ...]
-    again: Callable[[np.ndarray], dict[str, float]] = field(repr=False)  # the same of pictures drawn again
+    drawn: dict[str, np.ndarray] = field(repr=False)  # the same of pictures drawn again: paired between equal seeds
 
 
 def detection(
@@ -64,15 +63,14 @@ def detection(
 
     table = _table(accumulate(params, matched))  # (T, K)
     boxes = np.bincount(np.concatenate([t.labels[t.scores > 0] for t in truth]).astype(int), minlength=kinds)
-    results = {}
-    drawn = _draws(again, n, seed, times)
+    results, drawn = {}, _draws(again, n, seed, times)
     for name, ious in _COLUMNS.items():
         low, high = np.nanquantile(drawn[name], (0.025, 0.975))
         results[name] = Result(name, _mean(table[ious]), float(low), float(high), n)
     per_class = tuple(
         {"name": str(c), "AP": _mean(table[:, k]), "AP50": _mean(table[0, k]), "AP75": _mean(table[5, k]),
          "boxes": int(boxes[k])} for k, c in enumerate(classes))  # fmt: skip
-    return Detected(results, per_class, again)
+    return Detected(results, per_class, drawn)
 
 
 _COLUMNS = {"mAP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}

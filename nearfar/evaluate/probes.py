@@ -204,6 +204,11 @@ def draw_labels(y: np.ndarray, n: int | str, draw: int, seed: int = 0) -> np.nda
     return np.concatenate(rows)
 
 
+def few_probe(x: np.ndarray, y: np.ndarray) -> Any:
+    """The logistic probe of few labels, on unit rows: C = 10, which is not tuned. x (n, d), y (n,)"""
+    return _logistic(FEW_C, x, y, 1e-3)
+
+
 def few_label(
     train: np.ndarray, y_train: np.ndarray, test: np.ndarray, y_test: np.ndarray, *, labels_per_class: int | str,
     draws: int = 10, seed: int = 0,
@@ -223,7 +228,7 @@ def few_label(
         x, y = a[rows], y_train[rows]
         near = vote(x, y, b, int(y_train.max()) + 1, min(len(rows) // kinds, 5), 0.07)
         got["kNN"].append(float((near == y_test).mean()))
-        got["linear"].append(float((_logistic(FEW_C, x, y, 1e-3).predict(b) == y_test).mean()))
+        got["linear"].append(float((few_probe(x, y).predict(b) == y_test).mean()))
     out = {}
     for kind, values in got.items():
         half = float(student.ppf(0.975, draws - 1) * np.std(values, ddof=1) / draws**0.5) if draws > 1 else 0.0

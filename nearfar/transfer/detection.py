@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nearfar.data.scenes import Scene
+from nearfar.data.scenes import Scene, Scenes
 from nearfar.encoders.dense import Pyramid
 from nearfar.errors import require
 from nearfar.evaluate import detection as judge
 from nearfar.evaluate.detection import Found
+from nearfar.transfer.drawing import boxes_on
 from nearfar.transfer.pictures import Pictures, augmented
 from nearfar.transfer.settings import Settings
 
 HEADS = ("fcos", "retinanet", "faster-rcnn")
 COLUMNS = ("mAP", "AP50", "AP75")
+_LEAST_SCORE = 0.01  # average precision wants the unlikely boxes, too
 
 
 class _Cast(nn.Module):
@@ -48,6 +50,7 @@ class Detector(nn.Module):
         # the encoder normalises; sizes are ours, so that torchvision neither scales nor normalises
         given = {"image_mean": [0.0] * channels, "image_std": [1.0] * channels, "min_size": 1, "max_size": 10**6,
                  "_skip_resize": True}  # fmt: skip
+        given["box_score_thresh" if head == "faster-rcnn" else "score_thresh"] = _LEAST_SCORE
         if head == "fcos":
             made = anchors(tuple((s,) for s in strides), ((1.0,),) * len(strides))
             self.net = models.FCOS(backbone, classes, anchor_generator=made, **given)
@@ -66,9 +69,16 @@ class Detector(nn.Module):
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         if targets is None:
-            return [d | {"labels": d["labels"] - self.offset} for d in self.net(images)]
+            return [self._found(image) for image in images]
         moved = [t | {"labels": t["labels"] + self.offset} for t in targets]
         return sum(self.net(images, moved).values())
+
+    def _found(self, image: Tensor) -> dict[str, Tensor]:
+        """What is in one picture (C, H, W), at its own size, which torchvision can skip to change in training only."""
+        transform = self.net.transform
+        transform.min_size, transform.max_size = (min(image.shape[1:]),), max(image.shape[1:])
+        held = self.net([image])[0]
+        return held | {"labels": held["labels"] - self.offset}
 
 
 def build(encoder: nn.Module, channels: int, classes: int, settings: Settings) -> Detector:
@@ -104,9 +114,14 @@ def predict(model: nn.Module, pictures: Pictures, rows: range) -> list[Found]:
 
 def judged(found: list[Found], pictures: Pictures, seed: int) -> judge.Detected:
     """mAP, AP50, AP75 and per class, with intervals over pictures."""
-    return judge.detection(found, [truth(s) for s in pictures.part], pictures.scenes.classes, seed=seed)
+    scenes = pictures.scenes
+    return judge.detection(found, [truth(s, scenes) for s in pictures.part], scenes.classes, seed=seed)
 
 
-def truth(scene: Scene) -> Found:
+def truth(scene: Scene, scenes: Scenes) -> Found:
     """A scene's boxes as a judge takes them: score 1, or 0 for those that are neither right nor wrong to find."""
     return Found(scene.boxes, (~scene.crowd).astype(np.float32), scene.labels)
+
+
+def drawn(found: Found, pixels: np.ndarray) -> np.ndarray:
+    return boxes_on(pixels, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,25 @@ def fit(
         p.requires_grad_(True)
     model.eval()
     return losses
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module, pictures: Sized, settings: Settings, batch_of: Callable[[np.ndarray], Any],
+    loss_of: Callable[[nn.Module, Any], Tensor], batches: int = 8,
+) -> None:  # fmt: skip
+    """Measure BatchNorm's statistics of a model with random weights, so that a frozen encoder is judged at its best."""
+    norms = [m for m in model.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # a plain average
+    model.train()
+    for drawn in _orders(len(pictures), settings.batch, batches, 0):
+        loss_of(model, batch_of(drawn))
+    for m, momentum in zip(norms, momenta):
+        m.momentum = momentum
+    model.eval()
 
 
 def _orders(rows: int, batch: int, steps: int, seed: int) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nearfar.data.patches import shrunk, size_at
 from nearfar.data.scenes import IGNORE, Scene, Scenes, picture
-from nearfar.errors import require
+from nearfar.errors import UserError, require
 
 _MOST = 2 * 2**30  # bytes that are held
 _SCALES = (0.75, 1.33)
@@ -87,3 +87,23 @@ def augmented(image: Tensor, target: Any, canvas: tuple[int, int]) -> tuple[Tens
     if boxed:
         return image.as_subclass(Tensor), {"boxes": target["boxes"].as_subclass(Tensor), "labels": target["labels"]}
     return image.as_subclass(Tensor), target.as_subclass(Tensor)[0]
+
+
+def draw(scenes: Scenes, amount: int | str, seed: int) -> tuple[Scene, ...]:
+    """``amount`` training pictures ("10%": that share; 0: all), drawn by the seed, with every class where they can.
+
+    First comes, of every class that is still missing, rarest first, the next picture that shows it.
+    """
+    pool = scenes.train
+    n = max(1, round(float(amount[:-1]) / 100 * len(pool))) if isinstance(amount, str) else amount or len(pool)
+    if n > len(pool):
+        raise UserError(f"{n} labelled pictures of {len(pool)}: {scenes.spec} has no more to train on")
+    order = np.random.default_rng([seed, 0xD2A]).permutation(len(pool))
+    shows = [{int(k) for k in s.labels[~s.crowd]} for s in pool]
+    rarest = sorted(set().union(*shows), key=lambda k: (sum(k in s for s in shows), k))
+    taken: list[int] = []
+    for k in rarest:
+        if len(taken) < n and not any(k in shows[i] for i in taken):
+            taken.append(next(int(i) for i in order if k in shows[i]))
+    taken += [int(i) for i in order if int(i) not in taken][: n - len(taken)]
+    return tuple(pool[i] for i in taken)

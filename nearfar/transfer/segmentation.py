@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nearfar.data.scenes import IGNORE
+from nearfar.data.scenes import IGNORE, Scene, Scenes
 from nearfar.encoders.dense import dilate, levels
 from nearfar.errors import require
 from nearfar.evaluate import segmentation as judge
+from nearfar.transfer.drawing import mask_on
 from nearfar.transfer.pictures import Pictures, augmented
 from nearfar.transfer.settings import Settings
 
@@ -88,3 +89,12 @@ def judged(found: list[np.ndarray], pictures: Pictures, seed: int) -> judge.Segm
     scenes = pictures.scenes
     tables = [judge.confusion(f, scenes.mask(s), len(scenes.classes)) for f, s in zip(found, pictures.part)]
     return judge.segmentation(tables, scenes.classes, seed=seed)
+
+
+def truth(scene: Scene, scenes: Scenes) -> np.ndarray:
+    """A scene's mask, at the size of its file. -> (H, W) uint8"""
+    return scenes.mask(scene)
+
+
+def drawn(found: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    return mask_on(pixels, found)

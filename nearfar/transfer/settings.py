@@ -30,12 +30,13 @@ class Settings:
     """segmentation: pixels between cells of the encoder's last map"""
     encoder_rate: float = 0.3
     """factor of the encoder's learning rate where it is fine-tuned"""
-    precision: str = "32-true"
-    """32-true or bf16-mixed"""
+    precision: str = "auto"
+    """auto, 32-true or bf16-mixed; auto: bf16 where the hardware has it"""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.001, weight_decay=0.0001, beta2=0.999, clip=10.0))
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("batch", 1), ("image_size", 0), ("crop", 0), ("width", 8), ("output_stride", 1)):
+        least = {"steps": 1, "batch": 1, "image_size": 0, "crop": 0, "width": 8, "output_stride": 1}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} {getattr(self, name)}: give {low} or more")
         if self.encoder_rate <= 0:
