@@ -246,7 +246,7 @@ def _only_foreign(run: str, choices: Choices, *more: str) -> None:
 
 def transfer(
     run: Positional[str], source: Positional[str] = "", *, task: str = "", labels: tuple[str, ...] = ("10",),
-    seeds: int = 3, modes: tuple[str, ...] = ("frozen", "fine-tuned"), out: str = "",
+    seeds: int = 3, modes: tuple[str, ...] = ("frozen", "fine-tuned"), out: str = "", max_bad: float = 0.05,
     settings: _Settings = Settings(),  # noqa: B008
 ) -> None:
     """put heads on a run's encoder and train them at few labels, beside the same encoder with random weights
@@ -259,6 +259,7 @@ def transfer(
         labels: how many labelled pictures (classification: a class), or which share: 1 10 10% all.
         seeds: draws of the labelled pictures, with random weights and order.
         modes: frozen, fine-tuned.
+        max_bad: largest share of annotated pictures that may be missing or broken.
         out: the results' folder; RUN/transfer/TASK-HEAD where left out.
     """
     from nearfar.downstream import transfer as do
@@ -267,7 +268,7 @@ def transfer(
 
     runs = [load(name) for name in run.split(",")]
     found = do(runs, source or runs[0].recipe.source, task=task, labels=labels, seeds=seeds, modes=modes,
-               settings=settings, out=out or None, say=_say)  # fmt: skip
+               settings=settings, out=out or None, max_bad=max_bad, say=_say)  # fmt: skip
     render(found)
     print(f"results {found['folder']}/results.json\nreport  {runs[0].folder / 'report.html'}")
 

@@ -57,7 +57,7 @@ class Data:
 def transfer(
     runs: Run | Sequence[Run], source: Any, *, task: str = "", labels: Sequence[int | str] = (10,), seeds: int = 3,
     modes: Sequence[str] = MODES, settings: Settings | None = None, out: str | Path | None = None,
-    show: bool | None = None, say: Callable[[str], None] = lambda text: None,
+    max_bad: float = 0.05, show: bool | None = None, say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train heads on an encoder at few labels, from random and from pre-trained weights, and judge them.
 
@@ -71,6 +71,7 @@ def transfer(
         labels: how many labelled training pictures; for classification, a class; "10%" is a share, 0 all.
         seeds: how many; each draws labelled pictures, random weights, order.
         modes: frozen (the encoder stays, BatchNorm's statistics too) and fine-tuned.
+        max_bad: largest share of annotated pictures that may be missing or broken.
         out: the folder; TASK-HEAD in the run's ``transfer/`` where it is left out.
 
     Returns what is written to ``results.json``. Raises ``UserError`` for what cannot be trained or judged.
@@ -78,7 +79,7 @@ def transfer(
     runs = [runs] if isinstance(runs, Run) else list(runs)
     settings = _resolved(settings or Settings(), modes, seeds)
     labels = [amount(n) if n not in (0, "0", "all") else 0 for n in labels]
-    data = _open(runs[0], source, task, settings, say)
+    data = _open(runs[0], source, task, settings, max_bad, say)
     settings = dataclasses.replace(settings, head=_head(data.task, settings.head))
     for note in data.notes:
         say(note)
@@ -128,12 +129,14 @@ def _head(task: ModuleType, head: str) -> str:
     return head or task.HEADS[0]
 
 
-def _open(run: Run, source: Any, task: str, settings: Settings, say: Callable[[str], None]) -> Data:
+def _open(
+    run: Run, source: Any, task: str, settings: Settings, max_bad: float, say: Callable[[str], None]
+) -> Data:
     if task and task not in TASKS:
         raise UserError(f"unknown task {task!r}{nearest(task, TASKS)}")
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     if task != "classification" and path is not None and path.is_dir() and (task or looks_annotated(path)):
-        return _annotated(run, open_scenes(path, run.recipe.max_bad, task), settings)
+        return _annotated(run, open_scenes(path, max_bad, task), settings)
     if task not in ("", "classification"):
         raise UserError(f"{shown(source)}: {task} wants a folder of annotated pictures")
     return _labelled(run, source, say)

@@ -19,6 +19,7 @@ class MissingExtra(UserError):
 # extra -> (module that shows it is there, what it gives)
 EXTRAS: dict[str, tuple[str, str]] = {
     "vision": ("torchvision", "torchvision's backbones and data sets (torchvision:NAME)"),
+    "coco": ("faster_coco_eval", "average precision of detectors (transfer)"),
     "timm": ("timm", "timm's backbones (timm:NAME)"),
     "transformers": ("transformers", "transformers' models to judge (transformers:NAME)"),
     "onnx": ("onnxruntime", "ONNX files to judge (FILE.onnx)"),

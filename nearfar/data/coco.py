@@ -87,8 +87,9 @@ def _scenes(
             counted.add("boxes left out whose category is not listed", str(a.get("category_id")))
         else:
             by_image[a["image_id"]].append(a)
-    places = [folder, folder / "images", file.parent, folder / file.stem.split("_")[-1], folder / part]
-    places += [p / sub for p in (folder / "images",) for sub in (file.stem.split("_")[-1], part)]
+    year = file.stem.split("_")[-1]  # val2017
+    subs = ("", year, year.rstrip("0123456789"), part)
+    places = [file.parent, *(top / sub for top in (folder, folder / "images") for sub in subs)]
     out = []
     for image in held["images"]:
         name = str(image["file_name"])

@@ -90,7 +90,8 @@ def summary(rows: Iterable[dict[str, Any]], columns: Sequence[str], classes: Seq
         if start == "pre-trained" and other:
             gains += [_gain(labels, mode, c, held, other) for c in columns]
     order = {"random": 0, "pre-trained": 1, "frozen": 0, "fine-tuned": 2}
-    table.sort(key=lambda r: order[r["start"]] + order[r["mode"]])  # then by labels, in the order asked for
+    asked = list(dict.fromkeys(r["labels"] for r in table))
+    table.sort(key=lambda r: (asked.index(r["labels"]), order[r["start"]] + order[r["mode"]]))
     return {"rows": table, "gains": gains, "columns": list(columns), "classes": list(classes)}
 
 
