@@ -1,6 +1,7 @@
 """Annotated pictures: VOC, COCO and masks, and what real annotations get wrong."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,8 +28,9 @@ def voc(folder, pictures, size=(40, 30)):
         (folder / "ImageSets/Main" / f"{part}.txt").write_text("".join(f"{name}\n" for name in held))
         for name, objects in held.items():
             Image.new("RGB", size, (len(name), 9, 9)).save(folder / "JPEGImages" / f"{name}.jpg")
+            said = "".join(OBJECT.format(*o) for o in objects)
             (folder / "Annotations" / f"{name}.xml").write_text(
-                f"<annotation><filename>{name}.jpg</filename>{''.join(OBJECT.format(*o) for o in objects)}</annotation>")
+                f"<annotation><filename>{name}.jpg</filename>{said}</annotation>")
     return folder
 
 
@@ -185,7 +187,7 @@ def test_patches_cover_a_side(length, patch):
     at = offsets(length, patch)
     assert at[0] == 0
     assert at[-1] == length - patch
-    assert all(b - a <= patch for a, b in zip(at, at[1:]))
+    assert all(b - a <= patch for a, b in pairwise(at))
 
 
 def test_patches_are_the_pictures_own_pixels():

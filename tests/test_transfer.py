@@ -1,4 +1,4 @@
-"""Transfer: judges against pycocotools and torchmetrics, models against torchvision's own, the command on small data."""
+"""Transfer: judges against pycocotools and torchmetrics, models against torchvision's, the command on small data."""
 
 import contextlib
 import io
@@ -159,14 +159,14 @@ def test_an_encoder_without_maps_is_a_line():
         levels(encoder("torchvision:mobilenet_v3_small"), 3)
 
 
+@torch.no_grad()
 def test_dilated_is_torchvisions_dilated():
     ours = dilate(encoder("torchvision:resnet50"), 3, 8)
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True]).eval()
     theirs.load_state_dict(ours.backbone.net.state_dict(), strict=False)
     ours.eval()
-    x = torch.rand(2, 3, 64, 96)
-    net = theirs
+    x, net = torch.rand(2, 3, 64, 96), theirs
     y = (x - ours.mean) / ours.std
     y = net.maxpool(net.relu(net.bn1(net.conv1(y))))
     want = net.layer4(net.layer3(net.layer2(net.layer1(y))))
@@ -176,6 +176,7 @@ def test_dilated_is_torchvisions_dilated():
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
+@torch.no_grad()
 def test_dilation_keeps_the_middle_of_a_flat_picture(stride):
     net, other = encoder("resnet18").eval(), encoder("resnet18").eval()
     dilate(other, 3, stride)
@@ -213,7 +214,7 @@ def squares(folder, n=24, seed=0):
 @pytest.mark.parametrize("head", boxes_task.HEADS)
 def test_a_detector_gives_boxes_at_the_files_size_and_its_loss_falls(tmp_path, head):
     scenes = open_scenes(squares(tmp_path / "s"))
-    chosen = Settings(head=head, steps=12, batch=4, image_size=48, width=32, precision="32-true")
+    chosen = Settings(head=head, steps=12, batch=4, image_size=48, width=64, precision="32-true")
     part = Pictures(scenes, scenes.train, 3, 48)
     net = boxes_task.build(encoder(width=16), 3, 2, chosen)
     losses = fit(net, chosen, len(part), lambda rows: boxes_task.batch_of(part, rows, chosen, torch.device("cpu")),
@@ -233,7 +234,7 @@ def test_a_detector_gives_boxes_at_the_files_size_and_its_loss_falls(tmp_path, h
 
 def test_a_detector_learns_to_find_squares(tmp_path):
     scenes = open_scenes(squares(tmp_path / "s", n=36))
-    chosen = Settings(head="fcos", steps=120, batch=8, image_size=0, width=32, precision="32-true", encoder_rate=1.0)
+    chosen = Settings(head="fcos", steps=120, batch=8, image_size=0, width=64, precision="32-true", encoder_rate=1.0)
     part, test = Pictures(scenes, scenes.train, 3, 0), Pictures(scenes, scenes.test, 3, 0)
     net = boxes_task.build(encoder(width=16), 3, 2, chosen)
     fit(net, chosen, len(part), lambda rows: boxes_task.batch_of(part, rows, chosen, torch.device("cpu")),
@@ -245,7 +246,7 @@ def test_a_detector_learns_to_find_squares(tmp_path):
 
 def test_what_is_frozen_stays_to_the_bit(tmp_path):
     scenes = open_scenes(squares(tmp_path / "s", n=6))
-    chosen = Settings(steps=3, batch=2, image_size=48, width=16, precision="32-true")
+    chosen = Settings(steps=3, batch=2, image_size=48, width=64, precision="32-true")
     part = Pictures(scenes, scenes.train, 3, 48)
     net = boxes_task.build(encoder(), 3, 2, chosen)
     before = {k: v.clone() for k, v in net.encoder.state_dict().items()}
@@ -262,17 +263,19 @@ def test_augmented_boxes_stay_on_their_squares(tmp_path):
     scenes = open_scenes(squares(tmp_path / "s"))
     part = Pictures(scenes, scenes.train, 3, 0)
     torch.manual_seed(0)
-    seen = 0
+    seen = total = 0
     for i in range(len(part)):
         image, target = augmented(*part[i], part.canvas())
         assert image.shape == (3, *part.canvas())
         for box, label in zip(target["boxes"].round().int().tolist(), target["labels"].tolist()):
             x0, y0, x1, y1 = box
             inside = image[:, y0 + 2 : y1 - 2, x0 + 2 : x1 - 2].float()
-            if inside.numel() > 300:  # of the other square there may lie a part in it, so the median
-                assert (inside.median() > 190) if label == 0 else (inside.median() < 60) or True
-                seen += int((inside.median() > 190) == (label == 0))
-    assert seen >= 20
+            if inside.numel() > 300 and len(target["labels"]) == 2:
+                middle = float(inside.median())  # a part of the other square may lie in it
+                seen += middle > 150 if label == 0 else middle < 100
+                total += 1
+    assert seen >= 0.9 * total
+    assert total > 10
 
 
 def test_augmented_masks_go_with_their_pictures(tmp_path):
@@ -291,8 +294,8 @@ def test_augmented_masks_go_with_their_pictures(tmp_path):
 @pytest.mark.parametrize("head", masks_task.HEADS)
 def test_a_segmenter_gives_masks_at_the_files_size(tmp_path, head):
     scenes = open_scenes(masks(tmp_path / "m"))
-    chosen = Settings(head=head, steps=3, batch=4, image_size=16, crop=32, precision="32-true")
-    part = Pictures(scenes, scenes.train, 3, 16)
+    chosen = Settings(head=head, steps=3, batch=4, image_size=0, crop=32, precision="32-true")
+    part = Pictures(scenes, scenes.train, 3, 0)
     net = masks_task.build(encoder(), 3, 3, chosen)
     fit(net, chosen, len(part), lambda rows: masks_task.batch_of(part, rows, chosen, torch.device("cpu")),
         masks_task.loss_of, frozen=False, seed=0, show=False)  # fmt: skip
@@ -329,7 +332,7 @@ def test_intervals_of_one_seed_and_of_several():
     assert far[0] < -0.1
     assert far[1] > 0.1  # seeds that differ widen it
     same = tables.interval(np.stack([items] * 3))
-    assert same == pytest.approx(one, abs=2e-3)
+    assert same == pytest.approx(one, abs=4e-3)
 
 
 @pytest.fixture(scope="module")
@@ -344,15 +347,16 @@ def dense_run(tmp_path_factory):
 def test_the_command_writes_table_pictures_and_page(dense_run, capsys):
     run, source = dense_run
     asked = ["transfer", str(run.folder), str(source), "--labels", "6", "50%", "--steps", "3", "--seeds", "2",
-             "--image-size", "64", "--width", "16", "--batch", "4"]  # fmt: skip
+             "--image-size", "64", "--width", "64", "--batch", "4"]  # fmt: skip
     assert main(asked) == 0
     said = capsys.readouterr().out
     assert "detection, 2 seeds, judged on 8 test pictures" in said
     assert "6 labels, frozen: pre-training adds" in said
     folder = run.folder / "transfer/detection-fcos"
     held = json.loads((folder / "results.json").read_text())
+    modes, starts = ("frozen", "fine-tuned"), ("random", "pre-trained")
     assert [(r["labels"], r["start"], r["mode"]) for r in held["rows"]] == [
-        (n, start, mode) for n in (6, "50%") for mode in ("frozen", "fine-tuned") for start in ("random", "pre-trained")]
+        (n, start, mode) for n in (6, "50%") for mode in modes for start in starts]
     assert {"settings", "test hash", "encoder weights", "intervals"} <= set(held["protocol"])
     page = (run.folder / "report.html").read_text()
     assert "Transferred to other tasks" in page
@@ -365,8 +369,9 @@ def test_the_command_writes_table_pictures_and_page(dense_run, capsys):
 
 def test_killed_it_goes_on_and_ends_with_the_same_numbers(dense_run, tmp_path):
     run, source = dense_run
-    asked = [sys.executable, "-m", "nearfar", "transfer", str(run.folder), str(source), "--labels", "6", "--steps", "4",
-             "--seeds", "2", "--image-size", "64", "--width", "16", "--batch", "4", "--modes", "fine-tuned"]  # fmt: skip
+    asked = [sys.executable, "-m", "nearfar", "transfer", str(run.folder), str(source), "--labels", "6", "--steps",
+             "4", "--seeds", "2", "--image-size", "64", "--width", "64", "--batch", "4", "--modes",
+             "fine-tuned"]  # fmt: skip
     cells = tmp_path / "a/cells.jsonl"
     process = subprocess.Popen([*asked, "--out", str(tmp_path / "a")], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
@@ -379,7 +384,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_numbers(dense_run, tmp_path):
     done = cells.read_text().splitlines()[0]
     with open(cells, "a") as file:
         file.write('{"labels": 6, "se')  # cut in the middle of a line
-    chosen = Settings(steps=4, image_size=64, width=16, batch=4)
+    chosen = Settings(steps=4, image_size=64, width=64, batch=4)
     ask = {"labels": (6,), "seeds": 2, "modes": ("fine-tuned",), "settings": chosen, "show": False}
     after = downstream.transfer(run, source, out=tmp_path / "a", **ask)
     assert cells.read_text().splitlines()[0] == done
@@ -400,9 +405,8 @@ def test_segmentation_by_the_command(dense_run, tmp_path, capsys):
 
 def test_classification_frozen_is_the_few_label_probe(small_run, tmp_path):
     chosen = Settings(steps=5, batch=16, precision="32-true")
-    held = downstream.transfer(small_run, None, task="classification", labels=(2, 5), seeds=2, settings=chosen,
-                               out=tmp_path, show=False) if False else downstream.transfer(
-        small_run, small_run.recipe.source, labels=(2, 5), seeds=2, settings=chosen, out=tmp_path, show=False)  # fmt: skip
+    held = downstream.transfer(small_run, small_run.recipe.source, labels=(2, 5), seeds=2, settings=chosen,
+                               out=tmp_path, show=False)  # fmt: skip
     judged = small_run.evaluate(draws=2, labels_per_class=(2, 5))
     for n in (2, 5):
         cells = [r["cells"]["accuracy"]["seeds"] for r in held["rows"]
@@ -432,6 +436,7 @@ def test_wrong_wishes_are_lines(dense_run, small_run, tmp_path, capsys):
         (["--labels", "99"], "99 labelled pictures of 16"), (["--labels", "x"], "x"), (["--seeds", "0"], "seeds 0"),
         (["--task", "poetry"], "unknown task 'poetry'"), (["--task", "segmentation"], "holds no masks"),
         (["--steps", "0"], "steps 0: give 1 or more"), (["--image-size", "8"], "image_size 8"),
+        (["--width", "80"], "width 80: give a multiple of 32"), (["--precision", "8"], "precision '8'"),
     ]:  # fmt: skip
         assert main(["transfer", str(run.folder), str(source), "--out", str(tmp_path / "o"), *asked]) == 2
         said = capsys.readouterr().err.strip()

@@ -35,10 +35,12 @@ class Settings:
     optim: Optim = field(default_factory=lambda: Optim(lr=0.001, weight_decay=0.0001, beta2=0.999, clip=10.0))
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "image_size": 0, "crop": 0, "width": 8, "output_stride": 1}
+        least = {"steps": 1, "batch": 1, "image_size": 0, "crop": 0, "width": 64, "output_stride": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} {getattr(self, name)}: give {low} or more")
+        if self.width % 32:
+            raise UserError(f"width {self.width}: give a multiple of 32, which detectors' heads normalise in groups of")
         if self.encoder_rate <= 0:
             raise UserError(f"encoder_rate {self.encoder_rate}: give a factor above 0 (frozen is a mode of its own)")
         if 0 < self.image_size < 32:
