@@ -139,7 +139,8 @@ def test_pixels_of_255_are_judged_by_nobody():
         segmentation([np.zeros((2, 2))], ["a", "b"])
 
 
-@pytest.mark.parametrize("name", ["resnet10", "resnet18", "torchvision:resnet18", "torchvision:resnet50", "cnn"])
+@pytest.mark.parametrize("name", ["resnet10", "resnet18", "torchvision:resnet18", "torchvision:resnet50",
+                                  "cnn", "timm:resnet18", "timm:convnext_atto"])
 def test_levels_are_what_the_maps_are(name):
     net = encoder(name)
     held = levels(net, 3)
@@ -155,7 +156,7 @@ def test_levels_are_what_the_maps_are(name):
 
 
 def test_an_encoder_without_maps_is_a_line():
-    with pytest.raises(UserError, match="need an encoder's maps"):
+    with pytest.raises(UserError, match="gives no feature maps"):
         levels(encoder("torchvision:mobilenet_v3_small"), 3)
 
 
