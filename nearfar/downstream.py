@@ -85,15 +85,19 @@ def transfer(
         say(note)
     folder = Path(out) if out else runs[0].folder / "transfer" / f"{data.name}-{settings.head}"
     folder.mkdir(parents=True, exist_ok=True)
-    protocol = _protocol(runs, data, settings)
+    protocol = _protocol(runs[0], data, settings)
+    weights = [checkpoint.digest(r.encoder.state_dict())[:16] for r in runs]
     cells = tables.Cells(folder / "cells.jsonl", protocol)
     pictures: dict[str, np.ndarray] = {}
+    asked: list[dict[str, Any]] = []
     for n in labels:
         for seed in range(seeds):
             part = data.drawn(n, seed)
             for start in STARTS:
                 for mode in modes:
-                    key = {"labels": n, "seed": seed, "start": start, "mode": mode}
+                    own = weights[seed % len(runs)] if start == "pre-trained" else ""
+                    key = {"labels": n, "seed": seed, "start": start, "mode": mode, "weights": own}
+                    asked.append(key)
                     if cells.has(key):
                         continue
                     found, cell = _one(runs[seed % len(runs)], data, part, settings, key, show)
@@ -102,9 +106,10 @@ def transfer(
                         _keep(pictures, data, found, f"{n} labels, {start}, {mode}" if len(labels) > 1
                               else f"{start}, {mode}")  # fmt: skip
     _write_pictures(folder / "pictures.npz", pictures, data)
-    result = tables.summary(cells.rows(labels, seeds, modes), data.task.COLUMNS, data.classes) | {
-        "task": data.name, "source": data.spec, "protocol": protocol, "notes": list(data.notes),
-        "environment": describe_environment()}  # fmt: skip
+    result = tables.summary(cells.rows(asked), data.task.COLUMNS, data.classes) | {
+        "task": data.name, "source": data.spec, "notes": list(data.notes), "environment": describe_environment(),
+        "protocol": protocol | {"pre-trained": [f"{r.recipe.method}, seed {r.recipe.seed}" for r in runs],
+                                "encoder weights": weights}}  # fmt: skip
     write_bytes(folder / "results.json", json.dumps(result, indent=1))
     for run in runs[:1]:
         run.report()
@@ -182,6 +187,8 @@ def _labelled(run: Run, source: Any, say: Callable[[str], None]) -> Data:
 def _one(run: Run, data: Data, part: Any, settings: Settings, key: dict[str, Any], show: bool | None) -> Any:
     """Train one head and judge it. -> what it found, what is kept of it"""
     seed, frozen = key["seed"], key["mode"] == "frozen"
+    if key["start"] == "random":  # has nothing to keep
+        settings = dataclasses.replace(settings, encoder_rate=1.0)
     began, task = time.perf_counter(), data.task
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -223,14 +230,14 @@ def _statistics(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     return held["mean"].view(-1).cpu(), held["std"].view(-1).cpu()
 
 
-def _protocol(runs: Sequence[Run], data: Data, settings: Settings) -> dict[str, Any]:
+def _protocol(run: Run, data: Data, settings: Settings) -> dict[str, Any]:
     kept = dataclasses.asdict(settings)
     if data.name == "classification":
         kept = {k: v for k, v in kept.items() if k not in ("image_size", "crop", "width", "output_stride")}
-    weights = [checkpoint.digest(r.encoder.state_dict())[:16] for r in runs]
+    recipe = run.recipe
     return {
-        "settings": kept, "encoder": runs[0].recipe.encoder, "pre-trained by": [r.recipe.method for r in runs],
-        "encoder weights": weights, "trained on pictures": data.pool, "judged on pictures": len(data.test),
+        "settings": kept, "encoder": recipe.encoder, "width": recipe.width, "input": run.input.shape,
+        "trained on pictures": data.pool, "judged on pictures": len(data.test),
         "test hash": data.digest, "chosen on the test part": "nothing; the last step is judged",
         "intervals": "95 %: pictures drawn again (200 times) and, over several seeds, seeds drawn again, both levels",
     }  # fmt: skip
