@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nearfar import build
+from nearfar import build, transferred
 from nearfar.data.annotations import looks_annotated, open_scenes
 from nearfar.data.scenes import Scenes, picture
 from nearfar.data.source import Source, shown
@@ -32,8 +32,8 @@ from nearfar.transfer.classification import Labelled
 from nearfar.transfer.fitting import fit, measure
 from nearfar.transfer.pictures import Pictures, draw
 from nearfar.transfer.settings import MODES, Settings
+from nearfar.transferred import TASKS
 
-TASKS = ("classification", "detection", "segmentation")
 STARTS = ("random", "pre-trained")
 _SHOWN = 4  # test pictures that are drawn
 
@@ -74,7 +74,9 @@ def transfer(
         max_bad: largest share of annotated pictures that may be missing or broken.
         out: the folder; TASK-HEAD in the run's ``transfer/`` where it is left out.
 
-    Returns what is written to ``results.json``. Raises ``UserError`` for what cannot be trained or judged.
+    Returns what is written to ``results.json``; ``model.safetensors`` beside it is the pre-trained encoder with its
+    head, of the first seed and the last of ``labels`` and ``modes``: :class:`nearfar.Transferred` opens it. Raises
+    ``UserError`` for what cannot be trained or judged.
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
     settings = _resolved(settings or Settings(), modes, seeds)
@@ -100,7 +102,9 @@ def transfer(
                     asked.append(key)
                     if cells.has(key):
                         continue
-                    found, cell = _one(runs[seed % len(runs)], data, part, settings, key, show)
+                    model, found, cell = _one(runs[seed % len(runs)], data, part, settings, key, show)
+                    if key["start"] == "pre-trained" and (seed, n, mode) == (0, labels[-1], modes[-1]):
+                        transferred.save(folder, model, _about(runs[0], data) | key, settings)
                     cells.add(key | cell)
                     if seed == 0:
                         _keep(pictures, data, found, f"{n} labels, {start}, {mode}" if len(labels) > 1
@@ -185,7 +189,7 @@ def _labelled(run: Run, source: Any, say: Callable[[str], None]) -> Data:
 
 
 def _one(run: Run, data: Data, part: Any, settings: Settings, key: dict[str, Any], show: bool | None) -> Any:
-    """Train one head and judge it. -> what it found, what is kept of it"""
+    """Train one head and judge it. -> the model, what it found, what is kept of it"""
     seed, frozen = key["seed"], key["mode"] == "frozen"
     if key["start"] == "random":  # has nothing to keep
         settings = dataclasses.replace(settings, encoder_rate=1.0)
@@ -209,7 +213,7 @@ def _one(run: Run, data: Data, part: Any, settings: Settings, key: dict[str, Any
         losses = fit(model, settings, len(part), batch_of, task.loss_of, frozen=frozen, seed=seed, what=what, show=show)
     found = task.predict(model, data.test, range(len(data.test)))
     judged = task.judged(found, data.test, 0)
-    return found, {
+    return model, found, {
         "results": {name: r.to_dict() for name, r in judged.results.items()}, "per_class": list(judged.per_class),
         "drawn": {name: np.asarray(v).tolist() for name, v in judged.drawn.items()}, "losses": losses,
         "pictures": len(part), "seconds": round(time.perf_counter() - began, 1),
@@ -241,6 +245,11 @@ def _protocol(run: Run, data: Data, settings: Settings) -> dict[str, Any]:
         "test hash": data.digest, "chosen on the test part": "nothing; the last step is judged",
         "intervals": "95 %: pictures drawn again (200 times) and, over several seeds, seeds drawn again, both levels",
     }  # fmt: skip
+
+
+def _about(run: Run, data: Data) -> dict[str, Any]:
+    return {"task": data.name, "classes": list(data.classes), "encoder": run.recipe.encoder, "width": run.recipe.width,
+            "input": list(run.input.shape)}  # fmt: skip
 
 
 def _keep(pictures: dict[str, np.ndarray], data: Data, found: Any, row: str) -> None:

@@ -368,6 +368,16 @@ def test_the_command_writes_table_pictures_and_page(dense_run, capsys):
     assert json.loads((folder / "results.json").read_text())["rows"] == held["rows"]
 
 
+    model = nearfar.Transferred(folder)
+    found = model.predict(sorted((source / "JPEGImages").iterdir())[:2])
+    assert [type(f).__name__ for f in found] == ["Found", "Found"]
+    assert model.classes == ("bright", "dark")
+    with pytest.raises(UserError, match="cannot be read: not an image"):
+        model.predict(source / "Annotations/p00.xml")
+    with pytest.raises(UserError, match="is missing"):
+        nearfar.Transferred(run.folder)
+
+
 def test_killed_it_goes_on_and_ends_with_the_same_numbers(dense_run, tmp_path):
     run, source = dense_run
     asked = [sys.executable, "-m", "nearfar", "transfer", str(run.folder), str(source), "--labels", "6", "--steps",
@@ -414,6 +424,16 @@ def test_classification_frozen_is_the_few_label_probe(small_run, tmp_path):
                  if (r["labels"], r["start"], r["mode"]) == (n, "pre-trained", "frozen")]  # fmt: skip
         want = judged["nearfar"][f"{n} labels linear"].detail["draws"]
         assert cells[0] == pytest.approx(want, abs=1e-6)
+
+
+    model = nearfar.Transferred(tmp_path)
+    x = np.load(small_run.recipe.source)["x_test"]
+    splits = small_run.open(small_run.recipe.source)
+    said = model.predict(x)
+    share = (said == np.array(splits.test.classes)[splits.test.labels]).mean()
+    cell = next(r["cells"]["accuracy"]["seeds"][0] for r in held["rows"]
+                if (r["labels"], r["start"], r["mode"]) == (5, "pre-trained", "fine-tuned"))  # fmt: skip
+    assert share == pytest.approx(cell, abs=1e-9)
 
 
 def test_classified_is_scikit_learns(small_run):
