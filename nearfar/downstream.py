@@ -29,6 +29,7 @@ from nearfar.training import checkpoint
 from nearfar.training.checkpoint import write_bytes
 from nearfar.transfer import tables
 from nearfar.transfer.classification import Labelled
+from nearfar.transfer.drawing import legend
 from nearfar.transfer.fitting import fit, measure
 from nearfar.transfer.pictures import Pictures, draw
 from nearfar.transfer.settings import MODES, Settings
@@ -112,6 +113,7 @@ def transfer(
     _write_pictures(folder / "pictures.npz", pictures, data)
     result = tables.summary(cells.rows(asked), data.task.COLUMNS, data.classes) | {
         "task": data.name, "source": data.spec, "notes": list(data.notes), "environment": describe_environment(),
+        "legend": legend(data.name, data.classes),
         "protocol": protocol | {"pre-trained": [f"{r.recipe.method}, seed {r.recipe.seed}" for r in runs],
                                 "encoder weights": weights}}  # fmt: skip
     write_bytes(folder / "results.json", json.dumps(result, indent=1))
