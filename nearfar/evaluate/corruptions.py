@@ -133,20 +133,19 @@ def plasma(side: int, decay: float, rngs: Generators) -> np.ndarray:
     """Clouds by diamonds and squares, each halving of the step ``decay`` times fainter. (N, side, side) in [0, 1]"""
     noise = _drawn(rngs, lambda rng: rng.uniform(-1, 1, (side, side)))
     held = np.zeros((len(rngs), side, side))
-    step, wibble = side, 100.0
-    roll = np.roll
+    step, wibble, roll = side, 100.0, np.roll
+
+    def put(rows: slice, cols: slice, total: np.ndarray, strength: float) -> None:
+        held[:, rows, cols] = total / 4 + strength * noise[:, rows, cols]
+
     while step >= 2:
         half = step // 2
         even, odd = slice(0, side, step), slice(half, side, step)
-
-        def put(rows: slice, cols: slice, total: np.ndarray) -> None:
-            held[:, rows, cols] = total / 4 + wibble**2 * noise[:, rows, cols]  # noqa: B023: called at once
-
         corners = held[:, even, even] + roll(held[:, even, even], -1, 1)
-        put(odd, odd, corners + roll(corners, -1, 2))
+        put(odd, odd, corners + roll(corners, -1, 2), wibble**2)
         middle, corner = held[:, odd, odd], held[:, even, even]
-        put(even, odd, middle + roll(middle, 1, 1) + corner + roll(corner, -1, 2))
-        put(odd, even, middle + roll(middle, 1, 2) + corner + roll(corner, -1, 1))
+        put(even, odd, middle + roll(middle, 1, 1) + corner + roll(corner, -1, 2), wibble**2)
+        put(odd, even, middle + roll(middle, 1, 2) + corner + roll(corner, -1, 1), wibble**2)
         step, wibble = half, wibble / decay
     held -= held.min((1, 2), keepdims=True)
     return held / held.max((1, 2), keepdims=True)
