@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,14 @@ def _chances(model: Any, x: np.ndarray, kinds: int) -> np.ndarray:
     return chance / chance.sum(1, keepdims=True)
 
 
-def _judged(name: str, y: np.ndarray, predicted: np.ndarray, classes: list[str], **detail: Any) -> Judgement:
+def _judged(
+    name: str, predict: Callable[[np.ndarray], np.ndarray], test: np.ndarray, y: np.ndarray, classes: list[str],
+    **detail: Any,
+) -> Judgement:  # fmt: skip
+    predicted = predict(test)
     correct = predicted == y
     result = Result(name, float(correct.mean()), *bootstrap(correct), len(y), detail)
-    return Judgement(result, predicted, classification(y, predicted, classes))
+    return Judgement(result, predicted, classification(y, predicted, classes), predict)
 
 
 def vote(
@@ -105,8 +110,8 @@ def knn(
 ) -> Judgement:  # fmt: skip
     """Weighted k-nearest-neighbour accuracy by cosine."""
     k = min(k, len(train))
-    predicted = vote(train, y_train, test, len(classes), k, temperature)
-    return _judged("kNN", y_test, predicted, classes, k=k, temperature=temperature)
+    return _judged("kNN", lambda z: vote(train, y_train, z, len(classes), k, temperature), test, y_test, classes,
+                   k=k, temperature=temperature)  # fmt: skip
 
 
 def _logistic(c: float, x: np.ndarray, y: np.ndarray, tol: float = 1e-4, most: int = 1000) -> Any:
@@ -142,8 +147,8 @@ def linear_probe(
 
     mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     scale = np.where(std > 1e-8, 1 / np.maximum(std, 1e-8), 0)
-    a = ((train - mean) * scale).astype(np.float32)
-    b = ((test - mean) * scale).astype(np.float32)
+    standard = lambda z: ((z - mean) * scale).astype(np.float32)  # noqa: E731
+    a = standard(train)
     rows = np.random.default_rng(seed).permutation(len(a))[:5000]
     counts = np.bincount(y_train[rows])
     best, chosen = (-1.0, 0.0), grid[len(grid) // 2]
@@ -155,8 +160,8 @@ def linear_probe(
                 best, chosen = score, c
     model = _logistic(chosen, a, y_train)
     done = int(model.n_iter_[0]) < model.max_iter
-    judged = _judged("linear", y_test, model.predict(b), classes, C=chosen, converged=done)
-    judged.metrics["calibration"] = calibration(_chances(model, b, len(classes)), y_test)
+    judged = _judged("linear", lambda z: model.predict(standard(z)), test, y_test, classes, C=chosen, converged=done)
+    judged.metrics["calibration"] = calibration(_chances(model, standard(test), len(classes)), y_test)
     return judged
 
 

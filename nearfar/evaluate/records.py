@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,3 +29,4 @@ class Judgement:
     result: Result
     predictions: np.ndarray  # (N_test,)
     metrics: dict[str, Any]
+    predict: Callable[[np.ndarray], np.ndarray]  # the fitted judge: features (M, d) -> classes (M,)
