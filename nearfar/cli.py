@@ -169,7 +169,7 @@ def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, 
 
 
 def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int = 10,
-             labels: tuple[int, ...] = (1, 5, 10), more: bool = False) -> None:  # fmt: skip
+             labels: tuple[int, ...] = (1, 5, 10), more: bool = False, robust: bool = False) -> None:  # fmt: skip
     """judge a run on a source: kNN, linear probe, few labels, beside raw pixels and the untrained encoder
 
     Args:
@@ -179,6 +179,8 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
         draws: draws of the few labels.
         labels: how many labels a class.
         more: also how test items retrieve and cluster among themselves: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
+        robust: also how the probes stand up to corrupted test images (noise, blur, weather, JPEG), and how far each
+            augmentation of the run's policy moves the features.
     """
     from nearfar.run import load
 
@@ -187,11 +189,13 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
 
         if source:
             raise UserError(f"{run} holds its own rows: leave {source} out")
+        if robust:
+            raise UserError(f"{run} holds features and no images to corrupt: give --robust a run's folder")
         judge_file(Path(run), draws=draws, labels=labels, more=more).render()
         print(f"results {files_of(Path(run))[0]}")
         return
     opened = load(run)
-    result = opened.evaluate(source or None, draws=draws, labels_per_class=labels, more=more, say=_say)
+    result = opened.evaluate(source or None, draws=draws, labels_per_class=labels, more=more, robust=robust, say=_say)
     if result is not None:
         result.render()
         best = result.judgements["nearfar"]["linear"].metrics
@@ -201,6 +205,10 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
         c = best["calibration"]
         print(f"linear, probabilities: top-5 {c['top5']:.3f}  log loss {c['log_loss']:.3f}  Brier {c['brier']:.3f}  "
               f"calibration error {c['ece']:.3f}")  # fmt: skip
+    if robust:
+        from nearfar.report.robustness import print_table
+
+        print_table(opened.folder)
     print(f"results {opened.folder / 'results.json'}\nreport  {opened.folder / 'report.html'}")
 
 

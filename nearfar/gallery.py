@@ -147,8 +147,8 @@ def views_sheet(run: Run, part: Source, rows: np.ndarray) -> dict[str, np.ndarra
     return {"views_original": _thumbs(content, low, high), "views": stacked, "views_text": np.array(text)}
 
 
-def write(path: Path, spaces: Spaces) -> None:
-    """Gather everything and write it, whole or not at all."""
+def write(path: Path, spaces: Spaces, corrupted: np.ndarray | None = None) -> None:
+    """Gather everything and write it, whole or not at all. corrupted (K, H, W, C) in [0, 1]: pictures to show, too"""
     shown, rows = spaces.shown, spaces.sample
     if not len(rows):
         raise UserError("no images to show")
@@ -172,6 +172,8 @@ def write(path: Path, spaces: Spaces) -> None:
         "spectrum_projection": geometry.spectrum(spaces.on_shown("projection")[rows]),
         **views_sheet(spaces.run, shown, rows[: min(_ORIGINALS, len(rows))]),
     }  # fmt: skip
+    if corrupted is not None:
+        held["corrupted"] = _thumbs(corrupted, 0.0, 1.0)
     side = path.with_name(f".{path.name}.tmp.npz")
     np.savez_compressed(side, **held)
     side.replace(path)
