@@ -46,7 +46,7 @@ def measure(
     """
     shown = spaces.shown
     if min(shown.shape[:2]) < 8:
-        raise UserError(f"robustness: images of {shown.shape[0]}×{shown.shape[1]} are too small to corrupt: 8×8 or more")
+        raise UserError(f"robustness: images of {shown.shape[0]}×{shown.shape[1]} are too small: give 8×8 or more")
     if len(shown) < 2:
         raise UserError(f"robustness: {len(shown)} image: give two or more")
     rows = np.unique(np.linspace(0, len(shown) - 1, min(items, len(shown))).astype(np.int64))
