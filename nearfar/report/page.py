@@ -7,7 +7,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from nearfar.report import sections
+from nearfar.report import robustness, sections
 from nearfar.report.load import Folder, read
 
 _CSS = """
@@ -66,6 +66,8 @@ _SECTIONS: list[tuple[str, str, Callable[[Folder], str]]] = [
      sections.spectrum),
     ("Class by class", "From the linear probe on the features, hardest class first; rows of the matrix are the truth.",
      sections.classes),
+    ("What changed images do", "Do the probes, fitted on clean images, still read the features of noisy, blurred, fogged "
+     "and compressed ones; and what has the encoder been taught to ignore?", robustness.section),
     ("How it was made", "Everything needed to make it again.", sections.made),
 ]  # fmt: skip
 
