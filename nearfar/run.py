@@ -356,6 +356,8 @@ class Run:
                 "geometry": spaces.geometry(), "source": str(data.spec)}  # fmt: skip
         corrupted = None
         if robust:
+            if result is None:
+                say("without labels robustness is the views' cosines alone")
             with Bar("robustness", None) as bar:
                 held["robustness"], corrupted = robustness.measure(
                     spaces, result, progress=lambda share, text: bar.update(share, text=text))  # fmt: skip

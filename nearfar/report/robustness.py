@@ -78,7 +78,7 @@ def _heat(found: dict[str, Any], protocol: dict[str, Any]) -> str:
 
 
 def _drop(cell: dict[str, Any]) -> str:
-    return "–" if cell["value"] is None else f"{cell['value']:.0%}"
+    return "–" if cell["value"] is None else f"{round(100 * cell['value']) + 0} %"
 
 
 def _beside(judged: dict[str, Any], protocol: dict[str, Any]) -> str:
@@ -98,12 +98,12 @@ def _sensitivity(parts: dict[str, dict[str, Any]]) -> str:
     """Bars, and the numbers under them."""
     spaces = list(next(iter(parts.values())))
     heads = "".join(f"<th>{escape(s).replace(' ', '<br>')}</th>" for s in spaces)
-    judged = "linear" in parts[next(iter(parts))]["nearfar"]
+    judged = "linear" in next(iter(parts.values()))["nearfar"]
     body = ""
     for name, held in parts.items():
         body += f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{_number(held[s]['cosine'])}</td>" for s in spaces)
-        body += f"<td>{_number(held['nearfar']['linear'])}<small>{_half(held['nearfar']['linear'])}</small></td>" * judged
-        body += "</tr>"
+        cell = held["nearfar"].get("linear")
+        body += f"<td>{_number(cell)}<small>{_half(cell)}</small></td></tr>" if cell else "</tr>"
     last = next(reversed(parts.values()))
     body += "<tr><td><i>another image</i></td>" + "".join(f"<td>{_number(last[s]['other'])}</td>" for s in spaces)
     body += "<td></td>" * judged + "</tr>"
