@@ -14,8 +14,8 @@ from scipy.ndimage import map_coordinates, zoom
 import nearfar
 from nearfar import cli
 from nearfar.data import open_source
-from nearfar.evaluate import knn
 from nearfar.evaluate import corruptions as co
+from nearfar.evaluate import knn
 from nearfar.evaluate.robustness import accuracies, sensitivity
 from nearfar.evaluate.severities import SETS, STRENGTH, published_side
 from nearfar.views.parts import alone
