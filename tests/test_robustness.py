@@ -389,4 +389,4 @@ def test_without_labels_there_are_cosines_and_where_images_are_too_small_a_line(
     assert (small.folder / "results.json").read_bytes() == before
     np.savez(tmp_path / "e.npz", x_train=np.eye(4), y_train=np.arange(4) % 2, x_test=np.eye(4), y_test=np.arange(4) % 2)
     assert cli.main(["evaluate", str(tmp_path / "e.npz"), "--robust"]) == 2
-    assert "no images to corrupt" in capsys.readouterr().err
+    assert "--robust takes a run's folder" in capsys.readouterr().err

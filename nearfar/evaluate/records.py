@@ -27,6 +27,7 @@ class Result:
 @dataclass(frozen=True)
 class Judgement:
     result: Result
-    predictions: np.ndarray  # (N_test,)
+    predictions: np.ndarray  # (N_test,), or (N_test, K) where an item has several labels
     metrics: dict[str, Any]
-    predict: Callable[[np.ndarray], np.ndarray]  # the fitted judge: features (M, d) -> classes (M,)
+    by_item: np.ndarray | None = None  # (N_test,) ranking average precision, where an item has several labels
+    predict: Callable[[np.ndarray], np.ndarray] | None = None  # the fitted judge: features (M, d) -> classes (M,)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from nearfar.errors import UserError
+from nearfar.evaluate.intervals import draws
 from nearfar.evaluate.retrieval import unit
 
 Cell = dict[str, float | None]
@@ -17,9 +18,7 @@ class Resampled:
     """Statistics of means over N items, with percentile intervals over ``times`` draws of the items."""
 
     def __init__(self, n: int, seed: int = 0, times: int = 1000) -> None:
-        if n == 0:
-            raise UserError("an interval over no items: nothing was judged")
-        self._weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), times) / n  # (times, N)
+        self._weights = np.concatenate(list(draws(n, seed, times))) / n  # (times, N)
 
     def mean(self, values: np.ndarray) -> Cell:
         """values (N,)"""
