@@ -69,6 +69,15 @@ class Spaces:
         """``{name: (train, test)}``: ours before and after the projector, untrained, raw pixels."""
         return self._pairs
 
+    @torch.no_grad()
+    def of_batch(self, x: torch.Tensor) -> dict[str, np.ndarray]:
+        """Each space's features of pictures that are no source: corrupted ones, views. x (B, C, H, W) in [0, 1]"""
+        method = self.run.method
+        h = method.encoder(x.to(next(method.parameters()).device))
+        held = {"nearfar": h, "projection": method.project(h), "untrained encoder": self.untrained.encoder(x.cpu()),
+                "raw pixels": x.permute(0, 2, 3, 1).flatten(1)}  # fmt: skip
+        return {name: z.float().cpu().numpy() for name, z in held.items()}
+
     def on_shown(self, name: str) -> np.ndarray:
         a, b = self._pairs[name]
         return a if b is None else b
@@ -87,15 +96,12 @@ class Spaces:
         low, high = run.input.range_for(part)
         views = build.image_views(run.recipe, build.Input(run.input.shape, low, high), 2)
         out: dict[str, list[list[np.ndarray]]] = {n: [[], []] for n in ("nearfar", "projection", "untrained encoder")}
-        device = next(run.method.parameters()).device
-        with torch.no_grad():
-            for at in range(0, len(part), 250):
-                content = part.read(np.arange(at, min(at + 250, len(part))))
-                for side, x in enumerate(views(content, step_generator(run.recipe.seed, 10**9 + at), device)):
-                    h = run.method.encoder(x)
-                    out["nearfar"][side].append(h.float().cpu().numpy())
-                    out["projection"][side].append(run.method.project(h).float().cpu().numpy())
-                    out["untrained encoder"][side].append(self.untrained.encoder(x.cpu()).float().numpy())
+        for at in range(0, len(part), 250):
+            content = part.read(np.arange(at, min(at + 250, len(part))))
+            for side, x in enumerate(views(content, step_generator(run.recipe.seed, 10**9 + at))):
+                z = self.of_batch(x)
+                for name in out:
+                    out[name][side].append(z[name])
         return {n: (np.concatenate(a), np.concatenate(b)) for n, (a, b) in out.items()}
 
     def geometry(self) -> dict[str, dict[str, float]]:
@@ -141,8 +147,8 @@ def views_sheet(run: Run, part: Source, rows: np.ndarray) -> dict[str, np.ndarra
     return {"views_original": _thumbs(content, low, high), "views": stacked, "views_text": np.array(text)}
 
 
-def write(path: Path, spaces: Spaces) -> None:
-    """Gather everything and write it, whole or not at all."""
+def write(path: Path, spaces: Spaces, corrupted: np.ndarray | None = None) -> None:
+    """Gather everything and write it, whole or not at all. corrupted (K, H, W, C) in [0, 1]: pictures to show, too"""
     shown, rows = spaces.shown, spaces.sample
     if not len(rows):
         raise UserError("no images to show")
@@ -166,6 +172,8 @@ def write(path: Path, spaces: Spaces) -> None:
         "spectrum_projection": geometry.spectrum(spaces.on_shown("projection")[rows]),
         **views_sheet(spaces.run, shown, rows[: min(_ORIGINALS, len(rows))]),
     }  # fmt: skip
+    if corrupted is not None:
+        held["corrupted"] = _thumbs(corrupted, 0.0, 1.0)
     side = path.with_name(f".{path.name}.tmp.npz")
     np.savez_compressed(side, **held)
     side.replace(path)
