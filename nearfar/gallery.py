@@ -105,12 +105,15 @@ class Spaces:
         return {n: (np.concatenate(a), np.concatenate(b)) for n, (a, b) in out.items()}
 
     def geometry(self) -> dict[str, dict[str, float]]:
-        """Effective rank, alignment and uniformity of each space, on the shown images."""
+        """Label-free measures of each space, on the shown images; LiDAR from two views of at most 1,000 of them."""
         out = {}
         for name, (a, b) in self.two_views.items():
             z = self.on_shown(name)[self.sample]
             out[name] = {"effective_rank": geometry.effective_rank(z), "dimensions": z.shape[1],
-                         "alignment": geometry.alignment(a, b), "uniformity": geometry.uniformity(z)}  # fmt: skip
+                         "alignment": geometry.alignment(a, b), "uniformity": geometry.uniformity(z),
+                         "rankme": geometry.rankme(z), "alpha_req": geometry.alpha_req(z),
+                         "lidar": geometry.lidar(np.stack([a, b], 1)) if len(a) > 1 else 0.0}  # fmt: skip
+            out[name] = {k: v if np.isfinite(v) else None for k, v in out[name].items()}  # JSON has no NaN
         return out
 
     def notes(self) -> list[str]:
