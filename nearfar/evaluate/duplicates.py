@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from nearfar.errors import UserError
 
-SIDE, COARSE, K = 32, 16, 9  # pixels a side of what is compared and searched; which further neighbour is the measure
+SIDE, COARSE, K = 32, 8, 9  # pixels a side of what is compared and searched; which further neighbour is the measure
 _SAME = 1e-3  # distances below are 0 but for rounding
 
 
@@ -92,9 +93,12 @@ def _nearest(
     out = []
     for at in range(0, len(query), chunk):
         q = query[at : at + chunk]
-        s, mirrored = (_rows(_coarse(x)) @ wide.T for x in (q, q[:, :, ::-1]))  # (chunk, N)
-        flipped = mirrored > s
-        s = torch.maximum(s, mirrored)
+        s, flipped = torch.full((len(q), len(bank)), -torch.inf), torch.zeros((len(q), len(bank)), dtype=torch.bool)
+        for mirrored, x in ((False, q), (True, q[:, :, ::-1])):
+            for moved in _moved(x):
+                more = _rows(_coarse(moved)) @ wide.T  # (chunk, N)
+                flipped = torch.where(more > s, mirrored, flipped)
+                torch.maximum(s, more, out=s)
         if itself is not None:
             s[torch.arange(len(q)), torch.from_numpy(itself[at : at + chunk])] = -torch.inf
         near = s.topk(K + 1, dim=1).indices  # (chunk, 10)
@@ -110,7 +114,7 @@ def _aligned(query: np.ndarray, bank: np.ndarray, near: np.ndarray, flipped: np.
     """Correlation of a query's middle with its candidates', the largest over small shifts. near (Q, k) -> (Q, k)"""
     out = torch.full(near.shape, -torch.inf)
     h, w = query.shape[1:3]
-    top, left = (max(1, n // 14) if n >= 6 else 0 for n in (h, w))
+    top, left = _margins(query)
     for at in range(0, len(query), 100):  # so that what is at hand fits the cache
         part = slice(at, at + 100)
         q = query[part][:, top : h - top, left : w - left]
@@ -123,6 +127,19 @@ def _aligned(query: np.ndarray, bank: np.ndarray, near: np.ndarray, flipped: np.
                 window = _rows(theirs[:, :, y : y + h - 2 * top, x : x + w - 2 * left]).view_as(middle)
                 out[part] = torch.maximum(out[part], (window * middle).sum(2))
     return out
+
+
+def _moved(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Each image as it is, and moved by the margin to each side and corner, its edge repeated. 9 of (N, h, w, C)"""
+    (top, left), (h, w) = _margins(images), images.shape[1:3]
+    padded = np.pad(images, ((0, 0), (top, top), (left, left), (0, 0)), "edge")
+    for y, x in {(y, x) for y in (0, top, 2 * top) for x in (0, left, 2 * left)}:
+        yield padded[:, y : y + h, x : x + w]
+
+
+def _margins(images: np.ndarray) -> tuple[int, int]:
+    """How far a copy may be shifted: about a fourteenth of the side, none below six pixels."""
+    return tuple(max(1, n // 14) if n >= 6 else 0 for n in images.shape[1:3])
 
 
 def _planes(images: np.ndarray) -> Tensor:
