@@ -182,7 +182,9 @@ def open_like(
     """Open a source; where a run is given, at the run's size and channels, or one line that says why not."""
     size = recipe.image_size if wanted is None else (wanted.shape[0] if wanted.shape[0] == wanted.shape[1] else 0)
     grey = 0 if wanted is None else wanted.shape[2]
-    splits = open_source(spec, image_size=size, channels=grey, max_bad=recipe.max_bad, progress=progress, say=say)
+    own = str(spec) == recipe.source  # other pictures are taken whole
+    splits = open_source(spec, image_size=size, channels=grey, max_bad=recipe.max_bad, progress=progress, say=say,
+                         patch=recipe.patch if own else 0, long_side=recipe.long_side)  # fmt: skip
     for part in (splits.train, splits.test):
         if wanted is not None and part is not None and tuple(part.shape) != tuple(wanted.shape):
             said, mine = ("×".join(map(str, s)) for s in (part.shape, wanted.shape))

@@ -12,7 +12,11 @@ import tyro
 from tyro.conf import Positional, arg
 
 from nearfar.errors import UserError, nearest, one_line
+from nearfar.foreign.spec import Choices, is_foreign
+from nearfar.transfer.settings import Settings
 
+_Foreign = Annotated[Choices, arg(name="")]  # flags without a prefix
+_Settings = Annotated[Settings, arg(name="")]
 _KINDS = {"float": float, "int": int, "str": str, "bool": bool}
 
 
@@ -151,11 +155,11 @@ def _show_results(run: Any) -> None:
 
 
 def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, arg(aliases=["-o"])],
-          project: bool = False, force: bool = False) -> None:  # fmt: skip
+          project: bool = False, force: bool = False, choices: _Foreign = Choices()) -> None:  # noqa: B008 # fmt: skip
     """write the features of a source's images to .npz or .parquet
 
     Args:
-        run: a run's folder.
+        run: a run's folder, or a model of another origin, as for evaluate.
         source: images, as for train.
         out: out.npz or out.parquet: features, labels, names, split.
         project: after the projector instead of before it.
@@ -164,34 +168,64 @@ def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, 
     from nearfar.embedding import write_embedding
     from nearfar.run import load
 
-    n, d = write_embedding(load(run), source, Path(out), project=project, force=force)
+    if is_foreign(run):
+        from nearfar.foreign.judge import load as load_foreign
+
+        opened = load_foreign(run, choices)
+    else:
+        _only_foreign(run, choices)
+        opened = load(run)
+    n, d = write_embedding(opened, source, Path(out), project=project, force=force)
     print(f"{out}: {n:,} embeddings of {d} dimensions")
 
 
 def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int = 10,
-             labels: tuple[int, ...] = (1, 5, 10), more: bool = False) -> None:  # fmt: skip
+             labels: tuple[str, ...] = ("1", "5", "10"), more: bool = False, out: str = "", like: str = "",
+             choices: _Foreign = Choices()) -> None:  # noqa: B008 # fmt: skip
     """judge a run on a source: kNN, linear probe, few labels, beside raw pixels and the untrained encoder
 
     Args:
         run: a run's folder; or an .npz with an embedding of any origin: features, labels and split ("train", "test"),
-            as embed writes it, or x_train, y_train, x_test and y_test.
+            as embed writes it, or x_train, y_train, x_test and y_test, labels (N, K) of zeros and ones being several
+            an item; or a model of another origin: torchvision:NAME, timm:NAME, transformers:NAME or :FOLDER, each with
+            @random for fresh weights, timm: and torchvision:NAME@FILE.safetensors, or FILE.onnx.
         source: labelled images; the run's own source where left out.
         draws: draws of the few labels.
-        labels: how many labels a class.
+        labels: how many labels a class, or which share of the training labels: 1 5 10 1% 10%.
         more: also how test items retrieve and cluster among themselves: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
+        out: of a foreign model: the folder of its results; judged/NAME-on-SOURCE where left out.
+        like: of a foreign model: a run by which the source is opened and split, so that compare takes both.
     """
+    from nearfar.evaluate.probes import amount
     from nearfar.run import load
 
+    few = tuple(amount(n) for n in labels)  # before anything long
+    if is_foreign(run):
+        from nearfar.foreign.judge import evaluate_model, folder_for
+
+        base = load(like) if like else None
+        folder = Path(out) if out else folder_for(run, source or (base.recipe.source if base else ""))
+        result = evaluate_model(run, source or None, choices=choices, like=base, out=folder, draws=draws,
+                                labels_per_class=few, more=more, say=_say)  # fmt: skip
+        result.render()
+        for what, said in result.protocol["model"].items():
+            print(f"{what}: {said}")
+        print(f"results {folder / 'results.json'}")
+        return
+    _only_foreign(run, choices, out, like)
     if run.endswith(".npz"):
         from nearfar.compare import files_of, judge_file
 
         if source:
             raise UserError(f"{run} holds its own rows: leave {source} out")
-        judge_file(Path(run), draws=draws, labels=labels, more=more).render()
+        judged = judge_file(Path(run), draws=draws, labels=few, more=more)
+        judged.render()
+        for note in judged.notes:
+            _say(note)
         print(f"results {files_of(Path(run))[0]}")
         return
     opened = load(run)
-    result = opened.evaluate(source or None, draws=draws, labels_per_class=labels, more=more, say=_say)
+    result = opened.evaluate(source or None, draws=draws, labels_per_class=few, more=more, say=_say)
     if result is not None:
         result.render()
         best = result.judgements["nearfar"]["linear"].metrics
@@ -202,6 +236,41 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
         print(f"linear, probabilities: top-5 {c['top5']:.3f}  log loss {c['log_loss']:.3f}  Brier {c['brier']:.3f}  "
               f"calibration error {c['ece']:.3f}")  # fmt: skip
     print(f"results {opened.folder / 'results.json'}\nreport  {opened.folder / 'report.html'}")
+
+
+def _only_foreign(run: str, choices: Choices, *more: str) -> None:
+    if choices != Choices() or any(more):
+        raise UserError(f"{run} is no foreign model: leave --out, --like, --mean, --std, --input-size and --image-size "
+                        "out")  # fmt: skip
+
+
+def transfer(
+    run: Positional[str], source: Positional[str] = "", *, task: str = "", labels: tuple[str, ...] = ("10",),
+    seeds: int = 3, modes: tuple[str, ...] = ("frozen", "fine-tuned"), out: str = "", max_bad: float = 0.05,
+    settings: _Settings = Settings(),  # noqa: B008
+) -> None:
+    """put heads on a run's encoder and train them at few labels, beside the same encoder with random weights
+
+    Args:
+        run: a run's folder; several with commas between are several seeds of pre-training.
+        source: a folder with boxes (VOC, COCO) or masks (images/ beside masks/), or labelled images; the run's own
+            source where left out.
+        task: classification, detection or segmentation; by the source's layout where left out.
+        labels: how many labelled pictures (classification: a class), or which share: 1 10 10% all.
+        seeds: draws of the labelled pictures, with random weights and order.
+        modes: frozen, fine-tuned.
+        max_bad: largest share of annotated pictures that may be missing or broken.
+        out: the results' folder; RUN/transfer/TASK-HEAD where left out.
+    """
+    from nearfar.downstream import transfer as do
+    from nearfar.run import load
+    from nearfar.transfer.tables import render
+
+    runs = [load(name) for name in run.split(",")]
+    found = do(runs, source or runs[0].recipe.source, task=task, labels=labels, seeds=seeds, modes=modes,
+               settings=settings, out=out or None, max_bad=max_bad, say=_say)  # fmt: skip
+    render(found)
+    print(f"results {found['folder']}/results.json\nreport  {runs[0].folder / 'report.html'}")
 
 
 def compare(runs: Positional[tuple[str, ...]]) -> None:
@@ -216,7 +285,7 @@ def compare(runs: Positional[tuple[str, ...]]) -> None:
     from nearfar.compare import compare as do
 
     found = do(runs)
-    table = Table(title=f"accuracy less that of {found[0].base}")
+    table = Table(title=f"{found[0].of} less that of {found[0].base}")
     for head, side in (("run", "left"), ("judge", "left"), ("difference", "right"), ("95 % interval", "right"),
                        ("real", "left")):  # fmt: skip
         table.add_column(head, justify=side)
@@ -292,7 +361,8 @@ def doctor() -> None:
         print(f"{module:16} {state:14} {gives}{fix}")
 
 
-_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, compare, report, neighbours, methods, doctor)}
+_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, transfer, compare, report, neighbours, methods,
+                                  doctor)}  # fmt: skip
 
 
 def _first(text: str | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nearfar.errors import UserError
-from nearfar.evaluate import Evaluation, evaluate, of_difference
+from nearfar.evaluate import Evaluation, evaluate, multilabel, of_difference
 from nearfar.training.checkpoint import write_bytes
 
 JUDGES = ("kNN", "linear")
@@ -19,17 +19,20 @@ JUDGES = ("kNN", "linear")
 
 @dataclass(frozen=True)
 class Judged:
-    """What a run foretold of each test item."""
+    """What a run foretold of each test item, and what that is worth."""
 
     name: str
     split: str
-    y: np.ndarray  # (N,)
-    predictions: Mapping[str, np.ndarray]  # by judge, (N,)
+    y: np.ndarray  # (N,), or (N, K) where an item has several labels
+    worth: Mapping[str, np.ndarray]  # by judge, (N,): a hit or none, or the item's ranking average precision
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of ``name`` less that of ``base``, with its 95 % interval; real where that leaves out 0."""
+    """What ``name`` is worth less what ``base`` is, with its 95 % interval; real where that leaves out 0.
+
+    By accuracy, or by ranking average precision where an item has several labels.
+    """
 
     judge: str
     name: str
@@ -37,6 +40,7 @@ class Difference:
     value: float
     low: float
     high: float
+    of: str = "accuracy"
 
     @property
     def real(self) -> bool:
@@ -44,9 +48,14 @@ class Difference:
 
 
 def write(path: Path, result: Evaluation, y_test: np.ndarray) -> None:
-    """Write ``predictions.npz``, whole or not at all: ``y`` and, as EMBEDDING/JUDGE, what was foretold."""
+    """Write ``predictions.npz``, whole or not at all: ``y`` and, as EMBEDDING/JUDGE, what was foretold.
+
+    Of items with several labels also, as EMBEDDING/JUDGE/LRAP, each item's ranking average precision.
+    """
     side = path.with_name(f".{path.name}.tmp.npz")
     said = {f"{name}/{judge}": j.predictions for name, held in result.judgements.items() for judge, j in held.items()}
+    said |= {f"{name}/{judge}/LRAP": j.by_item for name, held in result.judgements.items()
+             for judge, j in held.items() if j.by_item is not None}  # fmt: skip
     np.savez_compressed(side, y=y_test, **said)
     side.replace(path)
 
@@ -67,8 +76,10 @@ def read(path: Path) -> Judged:
         held = json.loads(results.read_text(encoding="utf-8"))["evaluation"]
         split, names = held["protocol"]["split hash"], [row["embedding"] for row in held["rows"]]
         with open(predictions, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # a cut file is closed, too
-            said = {judge: arrays[f"{names[0]}/{judge}"] for judge in JUDGES}
-            return Judged(str(path), split + held["protocol"].get("items hash", ""), arrays["y"], said)
+            y, several = arrays["y"], arrays["y"].ndim == 2
+            worth = {judge: arrays[f"{names[0]}/{judge}/LRAP"] if several else arrays[f"{names[0]}/{judge}"] == y
+                     for judge in JUDGES}  # fmt: skip
+            return Judged(str(path), split + held["protocol"].get("items hash", ""), y, worth)
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
         raise UserError(f"{path} has no predictions to compare: run nearfar evaluate {path} first") from None
 
@@ -84,17 +95,19 @@ def compare(paths: Sequence[str | Path], *, seed: int = 0) -> list[Difference]:
             raise UserError(f"{other.name} and {first.name} were judged on different items: "
                             "evaluate both on the same source, with the same --seed and --holdout")  # fmt: skip
         for judge in JUDGES:
-            hits = [j.predictions[judge] == j.y for j in (other, first)]
-            out.append(Difference(judge, other.name, first.name, *of_difference(*hits, seed)))
+            of = "accuracy" if first.y.ndim == 1 else "ranking average precision"
+            worth = of_difference(other.worth[judge], first.worth[judge], seed)
+            out.append(Difference(judge, other.name, first.name, *worth, of))
     return out
 
 
-def judge_file(path: Path, *, draws: int = 10, labels: tuple[int, ...] = (1, 5, 10), seed: int = 0,
+def judge_file(path: Path, *, draws: int = 10, labels: tuple[int | str, ...] = (1, 5, 10), seed: int = 0,
                more: bool = False) -> Evaluation:  # fmt: skip
     """Judge an embedding of any origin, and write ``STEM.results.json`` and ``STEM.predictions.npz`` beside it.
 
     The .npz holds ``features`` (N, d), ``labels`` (N,) and ``split`` (N,) of "train" and "test" (what ``nearfar embed``
-    writes), or ``x_train``, ``y_train``, ``x_test``, ``y_test``; ``classes`` may name the classes.
+    writes), or ``x_train``, ``y_train``, ``x_test``, ``y_test``; ``classes`` may name the classes. Labels (N, K) of
+    zeros and ones are several an item.
     """
     a, ya, b, yb, classes = _parts(path)
     result = evaluate({path.stem: (a, b)}, ya, yb, classes, draws=draws, labels_per_class=labels, seed=seed,
@@ -130,12 +143,25 @@ def _parts(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, 
     for x in parts[::2]:
         if x.dtype.kind not in "fiu":
             raise UserError(f"{path}: features of type {x.dtype}: give numbers")
-    ya, yb, classes = _encoded(path, parts[1], parts[3], held.get("classes"))
+    encoded = _several if parts[1].ndim == 2 else _encoded
+    ya, yb, classes = encoded(path, parts[1], parts[3], held.get("classes"))
     return parts[0].astype(np.float32), ya, parts[2].astype(np.float32), yb, classes
+
+
+def _several(path: Path, ya: np.ndarray, yb: np.ndarray, names: np.ndarray | None) -> tuple:
+    """Labels as zeros and ones. -> (N, K), (M, K), K names"""
+    try:
+        multilabel.check(ya, yb)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    called = names is not None and names.ndim == 1 and len(names) == ya.shape[1]
+    return ya.astype(np.int64), yb.astype(np.int64), tuple(map(str, names if called else range(ya.shape[1])))
 
 
 def _encoded(path: Path, ya: np.ndarray, yb: np.ndarray, names: np.ndarray | None) -> tuple:
     """Labels as 0..K-1, in the training part's numbers. -> (N,), (M,), K names"""
+    if ya.ndim != 1 or yb.ndim != 1:
+        raise UserError(f"{path}: labels of shapes {ya.shape} and {yb.shape}: give (N,), or (N, K) for both parts")
     if not len(ya) or not len(yb):
         raise UserError(f"{path}: {len(ya)} training and {len(yb)} test rows: both are needed")
     if ya.dtype.kind in "iu" and min(ya.min(), yb.min()) < 0:

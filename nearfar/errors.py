@@ -19,7 +19,10 @@ class MissingExtra(UserError):
 # extra -> (module that shows it is there, what it gives)
 EXTRAS: dict[str, tuple[str, str]] = {
     "vision": ("torchvision", "torchvision's backbones and data sets (torchvision:NAME)"),
+    "coco": ("faster_coco_eval", "average precision of detectors (transfer)"),
     "timm": ("timm", "timm's backbones (timm:NAME)"),
+    "transformers": ("transformers", "transformers' models to judge (transformers:NAME)"),
+    "onnx": ("onnxruntime", "ONNX files to judge (FILE.onnx)"),
     "hf": ("datasets", "Hugging Face data sets (hf:NAME)"),
     "parquet": ("pyarrow", "embeddings as Parquet (embed -o out.parquet)"),
     "tensorboard": ("tensorboard", "TensorBoard events beside metrics.jsonl"),

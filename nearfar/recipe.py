@@ -41,6 +41,10 @@ class Recipe:
     """decides weights, order and views"""
     image_size: int = 0
     """pixels a side; 0: the data's own, at most 96 for folders"""
+    patch: int = 0
+    """train on squares of so many pixels, cut from a folder's large pictures; 0: on whole pictures"""
+    long_side: int = 0
+    """pixels of the longer side of pictures before patches are cut; 0: their own"""
     holdout: float = 0.2
     """share of a labelled source without a test split that is kept out of training to judge by; 0: none"""
     max_bad: float = 0.05
@@ -60,7 +64,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _check_types(Recipe, vars(self), "")
         for name, low in [("batch", 1), ("width", 0), ("epochs", 0), ("steps", 0), ("minutes", 0),
-                          ("image_size", 0), ("seed", 0)]:  # fmt: skip
+                          ("image_size", 0), ("patch", 0), ("long_side", 0), ("seed", 0)]:  # fmt: skip
             if not getattr(self, name) >= low:
                 raise UserError(f"{name} = {getattr(self, name)} must be at least {low}")
         if not 0 <= self.holdout < 1 or not 0 <= self.max_bad <= 1:

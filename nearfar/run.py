@@ -34,7 +34,7 @@ from nearfar.training.checkpoint import write_bytes
 from nearfar.training.doctor import Doctor, Facts, Finding
 from nearfar.training.memory import keep_freed
 from nearfar.training.metrics import MetricsFile
-from nearfar.training.progress import Bar
+from nearfar.training.progress import Bar, bar_for_decoding
 from nearfar.training.watch import OnlineKNN
 
 _WATCHED = 500  # held-out images that are looked at while it trains
@@ -175,7 +175,7 @@ def train(
     folder = Path(out) if out is not None else free_name(base)
     if folder.exists():  # before anything long
         _refuse_if_used(folder, force)
-    with _bar_for_decoding(show) as progress:
+    with bar_for_decoding(show) as progress:
         splits = build.open_like(base.source if source is None else source, None, base, progress, say)
     for part in (splits.train, splits.test):
         _tell_skipped(part, say)
@@ -241,25 +241,6 @@ def _tell_skipped(part: Source | None, say: Callable[[str], None]) -> None:
         say(f"skipped {len(part.skipped)} unreadable images, the first {first.name}: {first.reason}")
 
 
-@contextmanager
-def _bar_for_decoding(show: bool | None) -> Iterator[Callable[[int, int], None]]:
-    """Progress of decoding as a bar, which is not there while nothing is decoded."""
-    bars: list[Bar] = []
-
-    def progress(done: int, total: int) -> None:
-        if not bars:
-            bars.append(Bar("decoding", show).__enter__())
-        bars[0].update(done / max(total, 1), text=f"{done:,} of {total:,}")
-        if done >= total:
-            bars.pop().__exit__(None, None, None)
-
-    try:
-        yield progress
-    finally:
-        for bar in bars:
-            bar.__exit__(None, None, None)
-
-
 class Run:
     """A finished (or checkpointed) run: embed, evaluate, look."""
 
@@ -308,7 +289,7 @@ class Run:
         return self.method.encoder
 
     def open(self, source: Any, say: Callable[[str], None] = to_stderr) -> Splits:
-        with _bar_for_decoding(None) as progress:
+        with bar_for_decoding(None) as progress:
             return build.open_like(source, self.input, self.recipe, progress, say)
 
     def embed(self, source: Any, *, project: bool = False) -> np.ndarray:
@@ -326,7 +307,7 @@ class Run:
         return build.embed(self.method, part, self.input.range_for(part), project=project)
 
     def evaluate(
-        self, source: Any = None, *, draws: int = 10, labels_per_class: tuple[int, ...] = (1, 5, 10),
+        self, source: Any = None, *, draws: int = 10, labels_per_class: tuple[int | str, ...] = (1, 5, 10),
         more: bool = False, say: Callable[[str], None] = lambda text: None,
     ) -> Evaluation | None:  # fmt: skip
         """Judge features, projections, the untrained encoder and raw pixels; write results and the report.
@@ -351,6 +332,7 @@ class Run:
             )  # fmt: skip
             result.protocol["items hash"] = data.fingerprint() + test.fingerprint()
             compare.write(self.folder / "predictions.npz", result, test.labels)
+            notes = [*result.notes, *notes]
         held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},
                 "geometry": spaces.geometry(), "source": str(data.spec)}  # fmt: skip
         write_bytes(self.folder / "results.json", json.dumps(held, indent=1))

@@ -143,3 +143,31 @@ def test_few_labels_than_there_are_is_said():
     assert "10 labels linear" not in got["a"]
     assert "10 labels a class left out" in got.notes[0]
     assert got.to_dict()["protocol"]["test"] == 12
+
+
+def test_shares_of_the_labels():
+    x, y = blobs(300)
+    y = np.where(np.arange(300) < 280, y, 3)  # a rare class: 20 of 300
+    rows = probes.draw_labels(y, "10%", 0)
+    counts = np.bincount(y[rows])
+    assert counts.tolist() == [round(n / 10) for n in np.bincount(y)]
+    assert len(set(rows.tolist())) == len(rows)
+    assert np.bincount(y[probes.draw_labels(y, "0.1%", 0)]).tolist() == [1, 1, 1, 1]
+    assert sorted(probes.draw_labels(y, "100%", 1)) == list(range(300))
+    assert np.array_equal(rows, probes.draw_labels(y, " 10.0% ", 0))
+    assert not np.array_equal(rows, probes.draw_labels(y, "10%", 1))
+    got = ev.evaluate({"a": (x, x), "b": (x * 2, x * 2)}, y, y, labels_per_class=(1, "10%", "10.0%", "50%"), draws=3)
+    assert list(got["a"]) == ["1 label kNN", "1 label linear", "10% labels kNN", "10% labels linear",
+                              "50% labels kNN", "50% labels linear", "kNN", "linear"]  # fmt: skip
+    for column in ("10% labels kNN", "10% labels linear"):  # the same rows, and lengths do not matter to unit rows
+        assert got["a"][column].detail == got["b"][column].detail
+        assert got["a"][column].detail["labels"] == len(rows)
+    assert "C = 10" in got.protocol["few labels"]
+
+
+@pytest.mark.parametrize("bad", [0, -1, "0", "0%", "200%", "x", "nan%", "1.5", True, "%", ""])
+def test_amounts_of_labels_that_are_none(bad):
+    x, y = blobs()
+    with pytest.raises(ValueError, match="give a number a class") as error:
+        ev.evaluate({"a": (x, x)}, y, y, labels_per_class=(bad,))
+    assert "\n" not in str(error.value)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
+from sklearn import metrics
 from sklearn.metrics import log_loss, ndcg_score, roc_auc_score, top_k_accuracy_score
 
 from nearfar import evaluate as ev
@@ -120,6 +121,32 @@ def test_clusters_that_are_the_classes_and_ones_that_are_not():
     assert clusters.purity(y, found) == pytest.approx(want)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 5), st.integers(1, 5))
+def test_agreement_is_scikit_learns_and_torchmetrics(seed, n, kinds, groups):
+    rng = np.random.default_rng(seed)
+    y, found = rng.integers(0, kinds, n), rng.integers(0, groups, n)
+    found = [found, y + 7, np.arange(n), np.zeros(n, int)][rng.choice(4, p=(0.7, 0.1, 0.1, 0.1))]
+    got = clusters.agreement(y, found, times=1)
+    assert got["NMI"].value == pytest.approx(metrics.normalized_mutual_info_score(y, found), abs=1e-9)
+    assert got["AMI"].value == pytest.approx(metrics.adjusted_mutual_info_score(y, found), abs=1e-9)
+    assert got["ARI"].value == pytest.approx(metrics.adjusted_rand_score(y, found), abs=1e-9)
+    assert got["purity"].value == clusters.purity(y, found)
+
+
+def test_intervals_of_agreement_are_the_bootstraps():
+    rng = np.random.default_rng(8)
+    y = rng.integers(0, 4, 150)
+    found = np.where(rng.random(150) < 0.3, rng.integers(0, 4, 150), y)
+    again = np.random.default_rng(5)
+    rows = [again.integers(0, 150, 150) for _ in range(200)]
+    for name, theirs in (("AMI", metrics.adjusted_mutual_info_score), ("NMI", metrics.normalized_mutual_info_score)):
+        got = clusters.agreement(y, found, seed=5)[name]
+        want = np.quantile([theirs(y[r], found[r]) for r in rows], (0.025, 0.975))
+        assert (got.low, got.high) == pytest.approx(tuple(want), abs=1e-9)
+        assert got.detail["bootstrap"] == 200
+
+
 def test_paired_bootstrap_is_narrower_and_covers():
     rng = np.random.default_rng(4)
     covered = 0
@@ -143,6 +170,14 @@ def test_label_free_geometry():
     assert geometry.rankme(np.outer(rng.normal(size=50), np.ones(4))) == pytest.approx(1, abs=1e-4)
     scaled = rng.normal(size=(20_000, 40)) * np.arange(1, 41) ** -0.75
     assert geometry.alpha_req(scaled) == pytest.approx(1.5, abs=0.05)
+    assert geometry.alpha_req(scaled, first=1, last=5) == pytest.approx(1.5, abs=0.15)
+    # the authors' package: weights 1/rank over ranks 11 to 100, by the normal equations
+    z = rng.normal(size=(400, 150)) @ rng.normal(size=(150, 150))
+    values = np.sort(np.linalg.eigvalsh(np.cov(z.T)))[::-1][10:100]
+    j = np.arange(11, 101)
+    x = np.stack([-np.log(j), np.ones(90)], 1)
+    theirs = np.linalg.solve(x.T @ (x / j[:, None]), x.T @ (np.log(values) / j))[0]
+    assert geometry.alpha_req(z) == pytest.approx(theirs, abs=1e-9)
     # of 10 dimensions 3 tell pictures apart, alike, and the others hold the views' noise alone
     pictures = np.pad(rng.normal(size=(2000, 1, 3)) * 50, ((0, 0), (0, 0), (0, 7)))
     assert geometry.lidar(pictures + rng.normal(size=(2000, 5, 10))) == pytest.approx(3, rel=0.05)
@@ -161,6 +196,7 @@ def test_label_free_geometry():
         (lambda: ev.clustering(np.full((4, 2), np.nan), np.arange(4) % 2), "8 features are NaN"),
         (lambda: ev.clustering(np.eye(3), np.arange(3), k=9), "9 clusters of 3 rows"),
         (lambda: ev.of_difference(np.ones(3), np.ones(2)), "the same items"),
+        (lambda: geometry.alpha_req(np.eye(9), first=5, last=5), "eigenvalues 5 to 5"),
         (lambda: geometry.lidar(np.ones((3, 4))), "LiDAR takes"),
         (lambda: intervals.of_mean(np.ones(0)), "no items"),
     ],
@@ -185,6 +221,10 @@ def test_calibration_is_torchmetrics_and_scikit_learns():
     assert got["top5"] == pytest.approx(top_k_accuracy_score(y, chance, k=5, labels=range(8)))
     assert got["brier"] == pytest.approx(np.mean([sum((p - (np.arange(8) == c)) ** 2) for p, c in zip(chance, y)]))
     assert sum(r["n"] for r in got["reliability"]) == 500
+    again = [ev.calibration(chance[r], y[r], times=1) for w in intervals.draws(500, 0, 200)
+             for r in (np.repeat(np.arange(500), row) for row in w)]  # fmt: skip
+    for name, held in got["intervals"].items():
+        assert held == pytest.approx(list(np.quantile([c[name] for c in again], (0.025, 0.975))), abs=1e-9), name
     certain = ev.calibration(np.eye(3)[[0, 1, 2]], np.array([0, 1, 2]))
     assert (certain["ece"], certain["brier"], certain["log_loss"]) == (0, 0, 0)
 

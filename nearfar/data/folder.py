@@ -71,13 +71,23 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield name if below == "." else os.path.join(below, name)
 
 
-def _one(folder: Path, given: Options) -> Source:
-    """One folder's images, flat or by class, every one decoded once."""
+def pictures_of(folder: Path) -> list[Path]:
+    """Every image file below a folder."""
+    return [folder / name for name in _walk(folder)]
+
+
+def from_files(folder: Path, names: list[str], given: Options) -> Source:
+    """The named files below a folder, without labels, every one decoded once."""
+    return _one(folder, given, names)
+
+
+def _one(folder: Path, given: Options, only: list[str] | None = None) -> Source:
+    """One folder's images, flat or by class, every one decoded once; ``only`` some of them, without labels."""
     if given.channels not in (0, 1, 3):
         raise UserError(
             f"{shown(folder)}: image files have 1 or 3 channels, the run wants {given.channels}: give an .npz"
         )
-    names = list(_walk(folder))
+    names = list(_walk(folder)) if only is None else only
     if not names:
         empty = not any(folder.iterdir())
         raise UserError(f"{shown(folder)} is empty: give a folder of images" if empty else
@@ -93,7 +103,7 @@ def _one(folder: Path, given: Options) -> Source:
     kept = [names[i] for i in held.kept]
     skipped = tuple(Skipped(shown(names[i]), held.bad[i]) for i in sorted(held.bad))
     labels, classes = None, None
-    if all(os.sep in f for f in kept):
+    if only is None and all(os.sep in f for f in kept):
         labels, classes = encode_labels([shown(f.split(os.sep)[0]) for f in kept], len(kept), shown(folder))
     return Source(
         shown(folder), held.shape, held.reader, [shown(f) for f in kept], labels, classes, skipped=skipped,

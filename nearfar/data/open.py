@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nearfar.data import arrays, idx, named
+from nearfar.data import annotations, arrays, idx, named, patches
 from nearfar.data import folder as folders
 from nearfar.data.pictures import decode, quiet, reason
 from nearfar.data.source import Source, Splits, shown
@@ -19,7 +19,7 @@ _KNOWN = "a folder of images, an .npy, .npz or IDX file, torchvision:NAME, hf:NA
 
 
 def open_source(
-    spec: Any, *, image_size: int = 0, channels: int = 0, max_bad: float = 0.05,
+    spec: Any, *, image_size: int = 0, channels: int = 0, max_bad: float = 0.05, patch: int = 0, long_side: int = 0,
     progress: folders.Progress | None = None, cache_gb: float | None = None,
     say: Callable[[str], None] = folders.to_stderr,
 ) -> Splits:  # fmt: skip
@@ -32,6 +32,8 @@ def open_source(
             where all agree and none is over 96, else their median shorter side, at most 96.
         channels: 1 or 3 for image files; 0: grey only where all of them are.
         max_bad: largest share of unreadable images that is put up with.
+        patch, long_side: of a folder of large pictures, squares of ``patch`` pixels, without labels, after the longer
+            side was brought to ``long_side``; 0: whole pictures, at their own size.
         progress: is told ``(done, total)`` while files are decoded, of those that must be.
         cache_gb: folders of which the decoded images take more than this are decoded as they are read; the others
             once, into the cache. Left out: NEARFAR_CACHE_GB, 32 where that is not set.
@@ -66,11 +68,29 @@ def open_source(
         found = idx.find_images(path)
         if found:
             return idx.from_idx(found, image_size)
-        return folders.from_folder(path, folders.Options(image_size, channels, max_bad, progress, cache_gb, say))
+        given = folders.Options(image_size, channels, max_bad, progress, cache_gb, say)
+        return _from_folder(path, given, patch, long_side)
     if os.path.isfile(path):
         return _from_file(path, image_size)
     near = "" if os.sep in text or path.suffix else nearest(text, ["digits", f"torchvision:{name}", f"hf:{name}"])
     raise UserError(f"{shown(text)}: no such file or folder{near if 'did you mean' in near else f': give {_KNOWN}'}")
+
+
+def _from_folder(path: Path, given: folders.Options, patch: int, long_side: int) -> Splits:
+    """A folder of images; of annotated ones the training part alone, without what is annotated."""
+    annotated = annotations.open_scenes(path, given.max_bad) if annotations.looks_annotated(path) else None
+    if annotated is not None:
+        for note in annotated.notes:
+            given.say(f"{shown(path)}: {note}")
+        given.say(f"{shown(path)}: {len(annotated.train)} training pictures, without their annotations")
+    if patch:
+        paths = folders.pictures_of(path) if annotated is None else [s.path for s in annotated.train]
+        return Splits(patches.from_pictures(paths, shown(path), patch=patch, long_side=long_side, max_bad=given.max_bad,
+                                            channels=given.channels, progress=given.progress))  # fmt: skip
+    if annotated is not None:
+        names = [os.path.relpath(s.path, path) for s in annotated.train]
+        return Splits(folders.from_files(path, names, given))
+    return folders.from_folder(path, given)
 
 
 def _from_file(path: Path, image_size: int) -> Splits:

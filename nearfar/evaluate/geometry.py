@@ -139,23 +139,29 @@ def rankme(z: np.ndarray) -> float:
     return _exp_entropy(s / s.sum() + 1e-7)
 
 
-def alpha_req(z: np.ndarray, *, first: int = 0, last: int = 0) -> float:
-    r"""The exponent α of the covariance's eigenvalues, :math:`\lambda_j\propto j^{-\alpha}`, by least squares on logs.
+def alpha_req(z: np.ndarray, *, first: int = 11, last: int = 100) -> float:
+    r"""The exponent α of the covariance's eigenvalues, :math:`\lambda_j\propto j^{-\alpha}`: about 1 is best.
 
-    α-ReQ (Agrawal et al. 2022, "α-ReQ: assessing representation quality in self-supervised learning by measuring
-    eigenspectrum decay"): about 1 is best. Eigenvalues ``first`` to ``last`` are fitted, all above 1e-12 of the largest
-    where left out. (N, d)
+    .. math:: \min_{\alpha,c}\sum_{j=first}^{last}\frac1j\,(\log\lambda_j+\alpha\log j-c)^2
+
+    α-ReQ (Agrawal et al. 2022, arXiv:2202.05808), in the form and with the range of the authors' own package, reptrix:
+    ranks 11 to 100 (its ``np.arange(10, 100)``, counted from 0), after Stringer et al. 2019. Their experiments' scripts
+    also begin at rank 4 or 6 and end at 50, so a published α is compared only with its range known. Eigenvalues up to
+    1e-12 of the largest are left out; NaN where fewer than two of the range are left. (N, d)
 
     >>> z = np.linalg.qr(np.random.default_rng(0).normal(size=(200, 30)))[0]
     >>> z = np.linalg.qr(z - z.mean(0))[0] * np.arange(1, 31) ** -0.5
     >>> round(alpha_req(z), 3)
     1.0
     """
+    if not 1 <= first < last:
+        raise UserError(f"eigenvalues {first} to {last}: give ranks from 1, the last above the first")
     values = spectrum(np.asarray(z))
-    values = values[values > 1e-12 * max(values[0], 1e-300)][first : last or None]
+    values = values[values > 1e-12 * max(values[0], 1e-300)][first - 1 : last]
     if len(values) < 2:
         return float("nan")
-    return float(-np.polyfit(np.log(np.arange(first + 1, first + 1 + len(values))), np.log(values), 1)[0])
+    rank = np.arange(first, first + len(values), dtype=np.float64)
+    return float(-np.polyfit(np.log(rank), np.log(values), 1, w=rank**-0.5)[0])  # polyfit squares its weights
 
 
 def lidar(z: np.ndarray, *, delta: float = 1e-4) -> float:

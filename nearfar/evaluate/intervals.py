@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -16,13 +16,33 @@ def of_mean(values: np.ndarray, seed: int = 0, times: int = 1000) -> tuple[float
     >>> low < 0.5 < high
     True
     """
-    values, rng = np.asarray(values, np.float64), np.random.default_rng(seed)
-    if len(values) == 0:
+    values = np.asarray(values, np.float64)
+    return _quantiles(np.concatenate([w @ values / len(values) for w in draws(len(values), seed, times)]))
+
+
+def draws(n: int, seed: int = 0, times: int = 1000) -> Iterator[np.ndarray]:
+    """How often each of ``n`` items is drawn, ``times`` times over. Yields (part, n), so that memory stays flat in n"""
+    if n == 0:
         raise UserError("an interval over no items: nothing was judged")
-    n, few = len(values), max(1, 10**7 // len(values))  # draws at once, so that memory stays flat in the items
-    parts = [min(few, times - at) for at in range(0, times, few)]
-    means = [rng.multinomial(n, np.full(n, 1 / n), part) @ values / n for part in parts]  # each (part,)
-    return _quantiles(np.concatenate(means))
+    rng, few = np.random.default_rng(seed), max(1, 10**7 // n)
+    for at in range(0, times, few):
+        yield rng.multinomial(n, np.full(n, 1 / n), min(few, times - at))
+
+
+def of_means(
+    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0, times: int = 1000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile intervals of what follows from several means over the same items.
+
+    values (n, m), statistic: (B, m) means -> (B, ...); returns low and high, of the shape of one statistic.
+
+    >>> low, high = of_means(np.eye(2), lambda m: m.sum(1))
+    >>> float(low), float(high)
+    (1.0, 1.0)
+    """
+    means = [w @ values / len(values) for w in draws(len(values), seed, times)]  # each (part, m)
+    low, high = np.quantile(statistic(np.concatenate(means)), (0.025, 0.975), axis=0)
+    return low, high
 
 
 def of_statistic(

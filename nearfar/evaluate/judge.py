@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from nearfar.errors import UserError
+from nearfar.evaluate import multilabel
 from nearfar.evaluate.clusters import clustering
-from nearfar.evaluate.probes import FEW_C, few_label, knn, linear_probe
+from nearfar.evaluate.probes import FEW_C, amount, few_label, knn, linear_probe
 from nearfar.evaluate.records import Judgement, Result
 from nearfar.evaluate.retrieval import retrieval
 
@@ -77,6 +78,12 @@ def check(features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.nda
     new = np.setdiff1d(y_test, kinds)
     if len(new):
         raise UserError(f"test label {new[0]} is not among the training labels")
+    _check_features(features, y_train, y_test)
+
+
+def _check_features(
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray
+) -> None:
     for name, (a, b) in features.items():
         if len(a) != len(y_train) or len(b) != len(y_test):
             raise UserError(f"{name}: {len(a)} and {len(b)} rows for {len(y_train)} and {len(y_test)} labels")
@@ -87,7 +94,7 @@ def check(features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.nda
 
 def evaluate(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray,
-    classes: tuple[str, ...] | None = None, *, labels_per_class: tuple[int, ...] = (1, 5, 10), draws: int = 10,
+    classes: tuple[str, ...] | None = None, *, labels_per_class: tuple[int | str, ...] = (1, 5, 10), draws: int = 10,
     seed: int = 0, k: int = 20, temperature: float = 0.07, more: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:  # fmt: skip
@@ -96,13 +103,20 @@ def evaluate(
     Columns: kNN and linear probe at few labels a class (means over draws, the same draws for every
     embedding), then kNN and linear probe on all labels (bootstrap intervals over test items). With ``more``, how test
     items retrieve and cluster among themselves, which fits nothing: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
+
+    Where an item has several labels, ``y`` is (N, K) of zeros and ones, and the columns are mean and micro average
+    precision, macro F1 and ranking average precision of kNN and linear probe on all labels; more in ``metrics``.
     """
+    y_train, y_test = np.asarray(y_train), np.asarray(y_test)
+    if 2 in (y_train.ndim, y_test.ndim):
+        return _several(features, y_train, y_test, classes, seed, k, temperature, more, progress)
+    wanted = tuple(dict.fromkeys(amount(n) for n in labels_per_class))
     check(features, y_train, y_test)
     classes = tuple(classes or (str(i) for i in range(int(max(y_train.max(), y_test.max())) + 1)))
     smallest = int(np.unique(y_train, return_counts=True)[1].min())
-    few = [n for n in labels_per_class if n <= smallest]
-    notes = [f"{n} labels a class left out: a class has only {smallest} training images"
-             for n in labels_per_class if n > smallest]  # fmt: skip
+    scarce = [n for n in wanted if isinstance(n, int) and n > smallest]
+    few = [n for n in wanted if n not in scarce]
+    notes = [f"{n} labels a class left out: a class has only {smallest} training images" for n in scarce]
     cells, judgements = {}, {}
     for name, (a, b) in features.items():
         progress(name)
@@ -116,23 +130,62 @@ def evaluate(
         cells[name] = row | {kind: j.result for kind, j in full.items()}
         judgements[name] = full
     besides = {name: _besides(b, y_test, seed) for name, (_, b) in features.items()} if more else {}
-    protocol = _protocol(y_train, y_test, draws, seed, k, temperature)
+    protocol = _protocol(y_train, y_test, {
+        "title": f"accuracy on {len(y_test):,} test images, probes on {len(y_train):,} training images",
+        "k": k, "temperature": temperature, "draws": draws, "seed": seed,
+        "few labels": f"stratified by class, the same draws for every embedding; shares rounded, at least one a class; "
+                      f"logistic on unit rows, C = {FEW_C:g}, fixed",
+        "intervals": "95 %: Student's over draws for few labels, bootstrap over test items for all labels",
+    })  # fmt: skip
     return Evaluation(cells, judgements, classes, protocol, tuple(notes), besides)
+
+
+_COLUMNS = ("mAP", "micro AP", "macro F1", "LRAP")
+
+
+def _several(
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray,
+    classes: tuple[str, ...] | None, seed: int, k: int, temperature: float, more: bool, progress: Callable[[str], None],
+) -> Evaluation:  # fmt: skip
+    """Judge embeddings of items with several labels each."""
+    multilabel.check(y_train, y_test)
+    _check_features(features, y_train, y_test)
+    classes = tuple(map(str, range(y_train.shape[1]) if classes is None else classes))
+    if len(classes) != y_train.shape[1]:
+        raise UserError(f"{len(classes)} names for {y_train.shape[1]} classes: give one each")
+    kept, notes = multilabel.judged_classes(y_train, y_test, classes)
+    notes += ["retrieval and clustering left out: they are for one class an item"] if more else []
+    cells, judgements = {}, {}
+    for name, (a, b) in features.items():
+        progress(name)
+        near = multilabel.knn(a, y_train, b, k=k, temperature=temperature)
+        far, detail = multilabel.linear_probe(a, y_train, b, seed=seed)
+        judgements[name] = {
+            "kNN": multilabel.judge("kNN", near, y_test, kept, classes, seed=seed, k=k, temperature=temperature),
+            "linear": multilabel.judge("linear", far, y_test, kept, classes, seed=seed, **detail),
+        }
+        cells[name] = {f"{kind} {m}": Result(**j.metrics["measures"][m])
+                       for kind, j in judgements[name].items() for m in _COLUMNS}  # fmt: skip
+    protocol = _protocol(y_train, y_test, {
+        "title": f"{kept.sum()} labels on {len(y_test):,} test items, probes on {len(y_train):,} training items",
+        "labels": f"several an item, {kept.sum()} of {len(classes)} classes vary in both parts and are judged",
+        "k": k, "temperature": temperature, "seed": seed, "threshold": multilabel.THRESHOLD,
+        "linear C": "one for all classes, by log-likelihood on a fifth of the training part",
+        "intervals": "95 %: bootstrap over test items",
+    })  # fmt: skip
+    return Evaluation(cells, judgements, classes, protocol, tuple(notes))
 
 
 def _besides(z: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Result]:
     found = retrieval(z, y, ks=(1,), seed=seed)
-    return {name: found[name] for name in ("recall@1", "MAP@R", "MRR")} | clustering(z, y, seed=seed, times=50)
+    return {name: found[name] for name in ("recall@1", "MAP@R", "MRR")} | clustering(z, y, seed=seed)
 
 
-def _protocol(y_train: np.ndarray, y_test: np.ndarray, draws: int, seed: int, k: int, t: float) -> dict[str, Any]:
+def _protocol(y_train: np.ndarray, y_test: np.ndarray, how: dict[str, Any]) -> dict[str, Any]:
     import sklearn
 
     sha = hashlib.sha256(np.asarray(y_train, np.int64).tobytes() + b"|" + np.asarray(y_test, np.int64).tobytes())
-    return {
-        "title": f"accuracy on {len(y_test):,} test images, probes on {len(y_train):,} training images",
-        "k": k, "temperature": t, "draws": draws, "seed": seed, "few-label C": FEW_C,
+    return how | {
         "train": len(y_train), "test": len(y_test), "split hash": sha.hexdigest()[:16],
-        "intervals": "95 %: Student's over draws for few labels, bootstrap over test items for all labels",
         "python": platform.python_version(), "numpy": np.__version__, "scikit-learn": sklearn.__version__,
     }  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
 import numpy as np
 
+from nearfar.errors import UserError
+from nearfar.evaluate.intervals import of_means
 from nearfar.evaluate.records import Judgement, Result
 from nearfar.evaluate.retrieval import neighbours, unit
 
@@ -44,14 +47,15 @@ def classification(y: np.ndarray, predicted: np.ndarray, classes: list[str]) -> 
     return out
 
 
-def calibration(chance: np.ndarray, y: np.ndarray, *, bins: int = 15) -> dict[str, Any]:
+def calibration(chance: np.ndarray, y: np.ndarray, *, bins: int = 15, times: int = 200) -> dict[str, Any]:
     r"""Do probabilities mean what they say: top-5, log loss, Brier score, expected calibration error.
 
     .. math:: ECE=\sum_b\frac{n_b}{N}\,|acc_b-conf_b|
 
     over ``bins`` bins of equal width of the likeliest class's probability, closed above (Guo et al. 2017,
     arXiv:1706.04599, eq. 3); Brier: mean over items of the squared distance to the one-hot truth (0 best, 2 worst);
-    top-5: the truth among the five likeliest, ties to the lower class. ``reliability`` holds each bin that has items.
+    top-5: the truth among the five likeliest, ties to the lower class. ``reliability`` holds each bin that has items,
+    ``intervals`` the bootstrap's over items, ``times`` draws; the calibration error's lies high, as noise raises it.
 
     chance (N, K), rows that sum to one; y (N,) in 0..K-1
     """
@@ -59,19 +63,24 @@ def calibration(chance: np.ndarray, y: np.ndarray, *, bins: int = 15) -> dict[st
     rows = np.arange(n)
     sure, hit = chance.max(1), chance.argmax(1) == y
     place = np.ceil(sure * bins).astype(int).clip(1, bins) - 1
-    table = []
-    for b in np.unique(place):
-        held = place == b
-        table.append({"low": b / bins, "high": (b + 1) / bins, "n": int(held.sum()),
-                      "confidence": float(sure[held].mean()), "accuracy": float(hit[held].mean())})  # fmt: skip
+    held = np.eye(bins)[place]  # (N, bins)
+    counts = held.sum(0)
+    table = [{"low": b / bins, "high": (b + 1) / bins, "n": int(counts[b]),
+              "confidence": float(sure @ held[:, b] / counts[b]), "accuracy": float(hit @ held[:, b] / counts[b])}
+             for b in np.flatnonzero(counts)]  # fmt: skip
     five = np.argsort(-chance, axis=1, kind="stable")[:, :5]
-    return {
-        "top5": float((five == y[:, None]).any(1).mean()),
-        "log_loss": float(-np.log(np.maximum(chance[rows, y], np.finfo(np.float64).tiny)).mean()),
-        "brier": float(((chance - np.eye(kinds)[y]) ** 2).sum(1).mean()),
-        "ece": float(sum(r["n"] * abs(r["accuracy"] - r["confidence"]) for r in table) / n),
-        "reliability": table,
-    }
+    items = np.column_stack([
+        (five == y[:, None]).any(1), -np.log(np.maximum(chance[rows, y], np.finfo(np.float64).tiny)),
+        ((chance - np.eye(kinds)[y]) ** 2).sum(1), held * (hit - sure)[:, None],
+    ])  # (N, 3 + bins)  # fmt: skip
+
+    def of(means: np.ndarray) -> np.ndarray:  # (B, 3 + bins) -> (B, 4)
+        return np.column_stack([means[:, :3], np.abs(means[:, 3:]).sum(1)])
+
+    names = ("top5", "log_loss", "brier", "ece")
+    low, high = of_means(items, of, times=times)
+    return dict(zip(names, map(float, of(items.mean(0)[None])[0]))) | {
+        "intervals": {k: [float(a), float(b)] for k, a, b in zip(names, low, high)}, "reliability": table}  # fmt: skip
 
 
 def _chances(model: Any, x: np.ndarray, kinds: int) -> np.ndarray:
@@ -127,6 +136,13 @@ def _validation(model: Any, x: np.ndarray, y: np.ndarray) -> tuple[float, float]
     return accuracy, float(logs[np.arange(len(y)), columns].mean())
 
 
+def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both parts by the training part's mean and deviation; what is constant there is 0. (N, d), (M, d), float32"""
+    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+    scale = np.where(std > 1e-8, 1 / np.maximum(std, 1e-8), 0)
+    return ((train - mean) * scale).astype(np.float32), ((test - mean) * scale).astype(np.float32)
+
+
 def linear_probe(
     train: np.ndarray, y_train: np.ndarray, test: np.ndarray, y_test: np.ndarray, classes: list[str], *,
     grid: tuple[float, ...] = GRID, seed: int = 0,
@@ -140,10 +156,7 @@ def linear_probe(
     """
     from sklearn.model_selection import train_test_split
 
-    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    scale = np.where(std > 1e-8, 1 / np.maximum(std, 1e-8), 0)
-    a = ((train - mean) * scale).astype(np.float32)
-    b = ((test - mean) * scale).astype(np.float32)
+    a, b = standardised(train, test)
     rows = np.random.default_rng(seed).permutation(len(a))[:5000]
     counts = np.bincount(y_train[rows])
     best, chosen = (-1.0, 0.0), grid[len(grid) // 2]
@@ -160,34 +173,66 @@ def linear_probe(
     return judged
 
 
-def draw_labels(y: np.ndarray, n: int, draw: int, seed: int = 0) -> np.ndarray:
-    """``n`` rows of each class; a function of the labels and the draw alone, the same for every embedding."""
-    rng = np.random.default_rng([seed, draw, n])
-    return np.concatenate([rng.choice(np.flatnonzero(y == c), n, replace=False) for c in np.unique(y)])
+def amount(given: int | str) -> int | str:
+    """A number of labels a class (``5``, ``"5"``) or a share of them (``"1%"``, ``"0.5%"``), as number or share.
+
+    >>> amount("5"), amount("1.0%")
+    (5, '1%')
+    """
+    text = str(given).strip()
+    with contextlib.suppress(ValueError):
+        if text.endswith("%") and 0 < (share := float(text[:-1])) <= 100:
+            return f"{share:g}%"
+        if not isinstance(given, bool) and int(text) >= 1:
+            return int(text)
+    raise UserError(f"labels {given!r}: give a number a class, 1 or more, or a share of the training labels, "
+                    "above 0% and up to 100%")  # fmt: skip
+
+
+def draw_labels(y: np.ndarray, n: int | str, draw: int, seed: int = 0) -> np.ndarray:
+    """``n`` rows of each class, or the share ``"1%"`` of each class's rows, rounded, at least one.
+
+    A function of the labels and the draw alone, the same for every embedding.
+    """
+    n = amount(n)
+    share = float(n[:-1]) / 100 if isinstance(n, str) else None
+    rng = np.random.default_rng([seed, draw, n] if share is None else [seed, draw, round(share * 1e9), 1])
+    rows = []
+    for c in np.unique(y):
+        own = np.flatnonzero(y == c)
+        rows.append(rng.choice(own, n if share is None else max(1, round(share * len(own))), replace=False))
+    return np.concatenate(rows)
+
+
+def few_probe(x: np.ndarray, y: np.ndarray) -> Any:
+    """The logistic probe of few labels, on unit rows: C = 10, which is not tuned. x (n, d), y (n,)"""
+    return _logistic(FEW_C, x, y, 1e-3)
 
 
 def few_label(
-    train: np.ndarray, y_train: np.ndarray, test: np.ndarray, y_test: np.ndarray, *, labels_per_class: int,
+    train: np.ndarray, y_train: np.ndarray, test: np.ndarray, y_test: np.ndarray, *, labels_per_class: int | str,
     draws: int = 10, seed: int = 0,
 ) -> dict[str, Result]:  # fmt: skip
-    """kNN and linear accuracy with a few labels a class, over draws; the interval is Student's over the draws.
+    """kNN and linear accuracy with a few labels a class, or a share of them (``"1%"``), over draws.
 
-    kNN votes among ``min(n, 5)`` neighbours; the probe is logistic on unit rows with a fixed C of 10.
+    kNN votes among ``min(n, 5)`` neighbours, n the labels drawn a class (the mean, rounded down); the probe is logistic
+    on unit rows with a fixed C of 10. The interval is Student's over the draws.
     """
     from scipy.stats import t as student
 
-    a, b, n = unit(train), unit(test), labels_per_class
+    a, b, n = unit(train), unit(test), amount(labels_per_class)
     got: dict[str, list[float]] = {"kNN": [], "linear": []}
+    kinds, rows = len(np.unique(y_train)), np.empty(0, np.int64)
     for draw in range(draws):
         rows = draw_labels(y_train, n, draw, seed)
         x, y = a[rows], y_train[rows]
-        near = vote(x, y, b, int(y_train.max()) + 1, min(n, 5), 0.07)
+        near = vote(x, y, b, int(y_train.max()) + 1, min(len(rows) // kinds, 5), 0.07)
         got["kNN"].append(float((near == y_test).mean()))
-        got["linear"].append(float((_logistic(FEW_C, x, y, 1e-3).predict(b) == y_test).mean()))
+        got["linear"].append(float((few_probe(x, y).predict(b) == y_test).mean()))
     out = {}
     for kind, values in got.items():
         half = float(student.ppf(0.975, draws - 1) * np.std(values, ddof=1) / draws**0.5) if draws > 1 else 0.0
         mean = float(np.mean(values))
-        name = f"{n} label{'s' * (n > 1)} {kind}"
-        out[name] = Result(name, mean, mean - half, mean + half, draws, {"draws": values})
+        name = f"{n} label{'s' * (n != 1)} {kind}"
+        out[name] = Result(name, mean, mean - half, mean + half, draws, {"draws": values, "labels": len(rows)})
     return out

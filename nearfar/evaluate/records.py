@@ -26,5 +26,6 @@ class Result:
 @dataclass(frozen=True)
 class Judgement:
     result: Result
-    predictions: np.ndarray  # (N_test,)
+    predictions: np.ndarray  # (N_test,), or (N_test, K) where an item has several labels
     metrics: dict[str, Any]
+    by_item: np.ndarray | None = None  # (N_test,) ranking average precision, where an item has several labels

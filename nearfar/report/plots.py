@@ -114,3 +114,20 @@ def spectra(named: dict[str, tuple[np.ndarray, float | None]]) -> str:
         axis.set_ylabel("share of variance")
         axis.legend()
         return _svg(figure, "spectrum", "Spectrum of the features")
+
+
+def reliability(bins: list[dict[str, Any]], error: float) -> str:
+    """How often the probe is right against how sure it is (Guo et al. 2017, arXiv:1706.04599), and how many items."""
+    low, accuracy, n = (np.array([b[k] for b in bins], float) for k in ("low", "accuracy", "n"))
+    width, sure = bins[0]["high"] - bins[0]["low"], [b["confidence"] for b in bins]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.bar(low, accuracy, width * 0.94, align="edge", color=COLOURS[0], alpha=0.75, label="accuracy of the bin")
+        upper.plot(sure, accuracy, "o", color=COLOURS[5], ms=4, label="at its mean chance")
+        upper.plot((0, 1), (0, 1), "--", color=_INK, lw=1, label="as often right as sure")
+        upper.set(ylim=(0, 1.02), xlim=(0, 1), ylabel="accuracy", title=f"expected calibration error {error:.3f}")
+        upper.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        lower.bar(low, n, width * 0.94, align="edge", color=COLOURS[7])
+        lower.set(xlabel="chance of the likeliest class", ylabel="items")
+        return _svg(figure, "reliability", "Accuracy of the probe against its chances")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 
@@ -38,6 +40,25 @@ class Bar:
     def update(self, share: float, **said: float | int | str | None) -> None:
         if self._bar:
             self._bar.update(self._task, completed=share, said=describe(**said))
+
+
+@contextmanager
+def bar_for_decoding(show: bool | None) -> Iterator[Callable[[int, int], None]]:
+    """Progress of decoding as a bar, which is not there while nothing is decoded."""
+    bars: list[Bar] = []
+
+    def progress(done: int, total: int) -> None:
+        if not bars:
+            bars.append(Bar("decoding", show).__enter__())
+        bars[0].update(done / max(total, 1), text=f"{done:,} of {total:,}")
+        if done >= total:
+            bars.pop().__exit__(None, None, None)
+
+    try:
+        yield progress
+    finally:
+        for bar in bars:
+            bar.__exit__(None, None, None)
 
 
 def describe(

@@ -1,0 +1,98 @@
+"""Boxes in Pascal VOC's layout: Annotations/*.xml, ImageSets/Main/*.txt, JPEGImages/."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+
+from nearfar.data.scenes import Counted, Scene, Scenes, clean, finished, part_of, size_of
+from nearfar.data.source import shown
+from nearfar.errors import UserError
+
+
+def looks_like_voc(folder: Path) -> bool:
+    return (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
+
+
+def from_voc(folder: Path, max_bad: float = 0.05) -> Scenes:
+    """Open a folder in VOC's layout.
+
+    The test part is ``test.txt``, or ``val.txt`` where there is none, and the training part ``train.txt``; without
+    ImageSets, pictures are split by their names. A box's corners are pixels counted from 1, both inside, as VOC has
+    them: (xmin - 1, ymin - 1, xmax, ymax) in ours.
+    """
+    counted, where = Counted(shown(folder)), shown(folder)
+    parts = _parts(folder)
+    read = {part: [_scene(folder, stem, counted) for stem in stems] for part, stems in parts.items()}
+    names = sorted({name for held in read.values() for s in held if s for name in s[1]})
+    scenes = {part: tuple(_numbered(*s, names) for s in held if s) for part, held in read.items()}
+    total = sum(len(stems) for stems in parts.values())
+    held = Scenes(where, "detection", tuple(names), scenes["train"], scenes["test"])
+    return finished(held, counted, max_bad, total)
+
+
+def _parts(folder: Path) -> dict[str, list[str]]:
+    sets = folder / "ImageSets" / "Main"
+    lists = {p: sets / f"{p}.txt" for p in ("train", "test", "val")}
+    if not lists["train"].is_file():
+        stems = sorted(p.stem for p in (folder / "Annotations").glob("*.xml"))
+        return {part: [s for s in stems if part_of(s) == part] for part in ("train", "test")}
+    last = next((p for p in ("test", "val") if lists[p].is_file()), None)
+    if last is None:
+        raise UserError(f"{shown(sets)} holds train.txt alone: add test.txt or val.txt, the names of what judges")
+    parts = {"train": _stems(lists["train"]), "test": _stems(lists[last])}
+    both = set(parts["train"]) & set(parts["test"])
+    if both:
+        raise UserError(f"{shown(sets)}: {len(both)} pictures are in train.txt and in {last}.txt, the first "
+                        f"{shown(min(both))}: what judges must not be trained on")  # fmt: skip
+    return parts
+
+
+def _stems(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+
+
+def _scene(folder: Path, stem: str, counted: Counted) -> tuple[Scene, list[str]] | None:
+    """A picture's boxes with the names of their classes; None where picture or annotation is missing."""
+    at = folder / "Annotations" / f"{stem}.xml"
+    try:
+        root = ElementTree.parse(at).getroot()
+    except FileNotFoundError:
+        counted.add("pictures left out that have no annotation", stem)
+        return None
+    except ElementTree.ParseError:
+        counted.add("pictures left out whose annotation is no XML", stem)
+        return None
+    name = Path(root.findtext("filename") or f"{stem}.jpg").name
+    path = folder / "JPEGImages" / name
+    if not path.is_file():
+        path = next(iter(sorted((folder / "JPEGImages").glob(f"{_plain(stem)}.*"))), path)
+    size = size_of(path, counted, stem)
+    if size is None:
+        return None
+    objects = root.findall("object")
+    boxes, kept = clean(np.array([_corners(o) for o in objects], np.float32), size, stem, counted)
+    names = [(o.findtext("name") or "?").strip() for o, k in zip(objects, kept) if k]
+    hard = [(o.findtext("difficult") or "0").strip() == "1" for o, k in zip(objects, kept) if k]
+    return Scene(stem, path, size, boxes, crowd=np.array(hard, bool)), names
+
+
+def _plain(stem: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in stem)
+
+
+def _corners(node: ElementTree.Element) -> list[float]:
+    try:
+        x0, y0, x1, y1 = (float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+    except (TypeError, ValueError):
+        return [float("nan")] * 4
+    return [x0 - 1, y0 - 1, x1, y1]
+
+
+def _numbered(scene: Scene, said: list[str], names: list[str]) -> Scene:
+    from dataclasses import replace
+
+    return replace(scene, labels=np.array([names.index(name) for name in said], np.int64))

@@ -1,0 +1,1 @@
+"""Transfer: heads on a pre-trained encoder, trained on a downstream task. One file a task; the name is the module."""
