@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nearfar import build, compare, dist, gallery, methods
+from nearfar import build, compare, dist, gallery, leaks, methods
 from nearfar import recipe as recipes
 from nearfar.build import Input
 from nearfar.data import Loader, Source, Splits, to_stderr
@@ -333,10 +333,17 @@ class Run:
             result.protocol["items hash"] = data.fingerprint() + test.fingerprint()
             compare.write(self.folder / "predictions.npz", result, test.labels)
             notes = [*result.notes, *notes]
+        found, duplicates, pictures = leaks.find(data, test, more=more), None, {}
+        if isinstance(found, leaks.Leaks):
+            duplicates, pictures = found.held, found.pictures
+            duplicates["judged"] = {} if result is None else leaks.without(result, test.labels, found.out)
+        elif found:
+            duplicates = {"left out": found}
+        notes += [found.note if isinstance(found, leaks.Leaks) else found] if found else []
         held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},
-                "geometry": spaces.geometry(), "source": str(data.spec)}  # fmt: skip
+                "geometry": spaces.geometry(), "source": str(data.spec), "duplicates": duplicates}  # fmt: skip
         write_bytes(self.folder / "results.json", json.dumps(held, indent=1))
-        gallery.write(self.folder / "gallery.npz", spaces)
+        gallery.write(self.folder / "gallery.npz", spaces, pictures)
         self.report()
         for note in notes:
             say(note)

@@ -13,6 +13,7 @@ from torch import Tensor
 from nearfar.errors import UserError
 
 SIDE, COARSE, K = 32, 8, 9  # pixels a side of what is compared and searched; which further neighbour is the measure
+SAMPLE = 2000  # training images that are looked for among themselves
 _SAME = 1e-3  # distances below are 0 but for rounding
 
 
@@ -24,7 +25,8 @@ class NearDuplicates:
     train: np.ndarray  # (D,) rows of the training part
     correlation: np.ndarray  # (D,) of their pixels, best over mirror image and shifts
     ratio: np.ndarray  # (D,) distance over the distance of the tenth nearest
-    limit: float  # ratios below it are near-duplicates
+    limit: float  # ratios up to it are near-duplicates
+    chance: float  # of a false alarm in the whole test part, that the limit follows from
     dimension: float  # of the training images about themselves
     within: int  # training images with a near-duplicate in the training part, of
     sampled: int  # so many that were looked at
@@ -35,18 +37,27 @@ def reduced(images: np.ndarray) -> np.ndarray:
     h, w = (min(n, SIDE) for n in images.shape[1:3])
     if (h, w) == images.shape[1:3]:
         return images
-    x = F.interpolate(_planes(images), (h, w), mode="area").permute(0, 2, 3, 1).numpy()
-    return (x.round() if images.dtype.kind in "iu" else x).astype(images.dtype)
+    out = np.empty((len(images), h, w, images.shape[3]), images.dtype)
+    for at in range(0, len(images), 256):
+        x = F.interpolate(_planes(images[at : at + 256]), (h, w), mode="area").permute(0, 2, 3, 1).numpy()
+        out[at : at + 256] = x.round() if images.dtype.kind in "iu" else x
+    return out
+
+
+def products(test: int, train: int, shape: tuple[int, int, int]) -> int:
+    """Pairs × dimensions that the search multiplies, the training images' own sample among them. shape (H, W, C)"""
+    h, w = (min(n, COARSE) for n in shape[:2])
+    return (test + min(SAMPLE, train)) * train * h * w * shape[2]
 
 
 def near_duplicates(
-    test: np.ndarray, train: np.ndarray, *, chance: float = 0.05, sample: int = 2000, seed: int = 0
+    test: np.ndarray, train: np.ndarray, *, chance: float = 0.05, sample: int = SAMPLE, seed: int = 0
 ) -> NearDuplicates:
     r"""Test images whose nearest training image is too near to be there by chance; needs no labels and no learning.
 
     Distance is that of pixels (at most 32 a side) without each channel's mean, at unit norm:
     :math:`r=\sqrt{2(1-\rho)}` with :math:`\rho` the correlation, the largest over the mirror image and shifts of up
-    to a sixteenth of the side. Ten candidates come from an exact search at 16 pixels a side, mirrored or not.
+    to a fourteenth of the side. Ten candidates come from an exact search at 8 pixels a side, mirrored, moved, or not.
     A lookalike has others nearly as near, a copy has not, so :math:`r_1` is measured by the tenth nearest,
     :math:`r_{10}`. Were images spread evenly about each other in m dimensions, the ball to the nearest would hold
     a share :math:`V=(r_1/r_{10})^m` of that to the tenth, and
@@ -82,7 +93,7 @@ def near_duplicates(
     index, correlation, ratio = _nearest(reduced(test), bank, wide)
     found = np.flatnonzero(ratio <= limit)
     found = found[np.lexsort((found, -correlation[found]))]
-    return NearDuplicates(found, index[found], correlation[found], ratio[found], limit, float(dimension),
+    return NearDuplicates(found, index[found], correlation[found], ratio[found], limit, chance, float(dimension),
                           int((own <= limit).sum()), len(rows))  # fmt: skip
 
 
