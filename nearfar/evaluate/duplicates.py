@@ -45,9 +45,9 @@ def reduced(images: np.ndarray) -> np.ndarray:
 
 
 def products(test: int, train: int, shape: tuple[int, int, int]) -> int:
-    """Pairs × dimensions that the search multiplies, the training images' own sample among them. shape (H, W, C)"""
+    """Pairs × dimensions of the search, the training images' own sample among them; shifts aside. shape (H, W, C)"""
     h, w = (min(n, COARSE) for n in shape[:2])
-    return (test + min(SAMPLE, train)) * train * h * w * shape[2]
+    return (test + min(SAMPLE, train)) * train * h * w
 
 
 def near_duplicates(
@@ -57,7 +57,7 @@ def near_duplicates(
 
     Distance is that of pixels (at most 32 a side) without each channel's mean, at unit norm:
     :math:`r=\sqrt{2(1-\rho)}` with :math:`\rho` the correlation, the largest over the mirror image and shifts of up
-    to a fourteenth of the side. Ten candidates come from an exact search at 8 pixels a side, mirrored, moved, or not.
+    to a fourteenth of the side. Ten candidates come from an exact search in grey at 8 pixels a side, mirrored and moved.
     A lookalike has others nearly as near, a copy has not, so :math:`r_1` is measured by the tenth nearest,
     :math:`r_{10}`. Were images spread evenly about each other in m dimensions, the ball to the nearest would hold
     a share :math:`V=(r_1/r_{10})^m` of that to the tenth, and
@@ -141,11 +141,12 @@ def _aligned(query: np.ndarray, bank: np.ndarray, near: np.ndarray, flipped: np.
 
 
 def _moved(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Each image as it is, and moved by the margin to each side and corner, its edge repeated. 9 of (N, h, w, C)"""
+    """Each image, moved by up to the margin to each side, its edge repeated. Yields (N, h, w, C)"""
     (top, left), (h, w) = _margins(images), images.shape[1:3]
     padded = np.pad(images, ((0, 0), (top, top), (left, left), (0, 0)), "edge")
-    for y, x in {(y, x) for y in (0, top, 2 * top) for x in (0, left, 2 * left)}:
-        yield padded[:, y : y + h, x : x + w]
+    for y in range(2 * top + 1):
+        for x in range(2 * left + 1):
+            yield padded[:, y : y + h, x : x + w]
 
 
 def _margins(images: np.ndarray) -> tuple[int, int]:
@@ -158,8 +159,9 @@ def _planes(images: np.ndarray) -> Tensor:
 
 
 def _coarse(images: np.ndarray) -> Tensor:
+    """Grey, at most 8 pixels a side. (N, h, w, C) -> (N, 1, 8, 8)"""
     h, w = (min(n, COARSE) for n in images.shape[1:3])
-    return torch.cat([F.interpolate(_planes(images[at : at + 1000]), (h, w), mode="area")
+    return torch.cat([F.interpolate(_planes(images[at : at + 1000]).mean(1, keepdim=True), (h, w), mode="area")
                       for at in range(0, len(images), 1000)])  # fmt: skip
 
 
