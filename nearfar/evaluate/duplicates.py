@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from nearfar.errors import UserError
 
-SIDE, COARSE, K = 32, 8, 9  # pixels a side of what is compared and searched; which further neighbour is the measure
-SAMPLE = 2000  # training images that are looked for among themselves
+SIDE, COARSE = 32, 16  # pixels a side of what is compared and of what is searched
+K = 9  # how many further neighbours the nearest is measured by
+FEWEST = 20  # training images among which a copy can be told from a lookalike
 _SAME = 1e-3  # distances below are 0 but for rounding
 
 
@@ -25,8 +25,7 @@ class NearDuplicates:
     train: np.ndarray  # (D,) rows of the training part
     correlation: np.ndarray  # (D,) of their pixels, best over mirror image and shifts
     ratio: np.ndarray  # (D,) distance over the distance of the tenth nearest
-    limit: float  # ratios up to it are near-duplicates
-    chance: float  # of a false alarm in the whole test part, that the limit follows from
+    limit: float  # ratios below it are near-duplicates
     dimension: float  # of the training images about themselves
     within: int  # training images with a near-duplicate in the training part, of
     sampled: int  # so many that were looked at
@@ -37,34 +36,26 @@ def reduced(images: np.ndarray) -> np.ndarray:
     h, w = (min(n, SIDE) for n in images.shape[1:3])
     if (h, w) == images.shape[1:3]:
         return images
-    out = np.empty((len(images), h, w, images.shape[3]), images.dtype)
-    for at in range(0, len(images), 256):
-        x = F.interpolate(_planes(images[at : at + 256]), (h, w), mode="area").permute(0, 2, 3, 1).numpy()
-        out[at : at + 256] = x.round() if images.dtype.kind in "iu" else x
-    return out
-
-
-def products(test: int, train: int, shape: tuple[int, int, int]) -> int:
-    """Pairs × dimensions of the search, the training images' own sample among them; shifts aside. shape (H, W, C)"""
-    h, w = (min(n, COARSE) for n in shape[:2])
-    return (test + min(SAMPLE, train)) * train * h * w
+    x = F.interpolate(_planes(images), (h, w), mode="area").permute(0, 2, 3, 1).numpy()
+    return (x.round() if images.dtype.kind in "iu" else x).astype(images.dtype)
 
 
 def near_duplicates(
-    test: np.ndarray, train: np.ndarray, *, chance: float = 0.05, sample: int = SAMPLE, seed: int = 0
+    test: np.ndarray, train: np.ndarray, *, chance: float = 0.05, sample: int = 2000, seed: int = 0
 ) -> NearDuplicates:
     r"""Test images whose nearest training image is too near to be there by chance; needs no labels and no learning.
 
     Distance is that of pixels (at most 32 a side) without each channel's mean, at unit norm:
     :math:`r=\sqrt{2(1-\rho)}` with :math:`\rho` the correlation, the largest over the mirror image and shifts of up
-    to a fourteenth of the side. Ten candidates come from an exact search in grey at 8 pixels a side, mirrored and moved.
+    to a fourteenth of the side. Ten candidates come from an exact search at 16 pixels a side, mirrored or not.
     A lookalike has others nearly as near, a copy has not, so :math:`r_1` is measured by the tenth nearest,
     :math:`r_{10}`. Were images spread evenly about each other in m dimensions, the ball to the nearest would hold
     a share :math:`V=(r_1/r_{10})^m` of that to the tenth, and
 
     .. math:: P(V\le v) = 1-(1-v)^9
 
-    (the distances' volumes are a Poisson process; with 2 neighbours: Facco et al. 2017, arXiv:1803.06992). A pair is
+    (the distances' volumes are a Poisson process; with two neighbours: Facco et al. 2017,
+    doi:10.1038/s41598-017-11873-y). A pair is
     a near-duplicate where that probability is at most ``chance / len(test)``: were there none, a false alarm would
     come in ``chance`` of all test parts. m is such that half of the training images lie on either side of the
     median of V, measured on ``sample`` of them among themselves; so it is also found how many of these have a
@@ -80,8 +71,8 @@ def near_duplicates(
     """
     if test.ndim != 4 or test.shape[1:] != train.shape[1:]:
         raise UserError(f"images of {test.shape[1:]} and {train.shape[1:]}: give (N, H, W, C) of one shape")
-    if len(train) < 20:
-        raise UserError(f"{len(train)} training images: near-duplicates are told from lookalikes among 20 or more")
+    if len(train) < FEWEST:
+        raise UserError(f"{len(train)} training images: copies are told from lookalikes among {FEWEST} or more")
     bank = reduced(train)
     wide = _rows(_coarse(bank))  # (N, d)
     rows = np.sort(np.random.default_rng(seed).permutation(len(bank))[:sample])
@@ -93,7 +84,7 @@ def near_duplicates(
     index, correlation, ratio = _nearest(reduced(test), bank, wide)
     found = np.flatnonzero(ratio <= limit)
     found = found[np.lexsort((found, -correlation[found]))]
-    return NearDuplicates(found, index[found], correlation[found], ratio[found], limit, chance, float(dimension),
+    return NearDuplicates(found, index[found], correlation[found], ratio[found], limit, float(dimension),
                           int((own <= limit).sum()), len(rows))  # fmt: skip
 
 
@@ -104,12 +95,9 @@ def _nearest(
     out = []
     for at in range(0, len(query), chunk):
         q = query[at : at + chunk]
-        s, flipped = torch.full((len(q), len(bank)), -torch.inf), torch.zeros((len(q), len(bank)), dtype=torch.bool)
-        for mirrored, x in ((False, q), (True, q[:, :, ::-1])):
-            for moved in _moved(x):
-                more = _rows(_coarse(moved)) @ wide.T  # (chunk, N)
-                flipped = torch.where(more > s, mirrored, flipped)
-                torch.maximum(s, more, out=s)
+        s, mirrored = (_rows(_coarse(x)) @ wide.T for x in (q, q[:, :, ::-1]))  # (chunk, N)
+        flipped = mirrored > s
+        s = torch.maximum(s, mirrored)
         if itself is not None:
             s[torch.arange(len(q)), torch.from_numpy(itself[at : at + chunk])] = -torch.inf
         near = s.topk(K + 1, dim=1).indices  # (chunk, 10)
@@ -118,14 +106,16 @@ def _nearest(
         r = (2 * (1 - exact)).clamp_min(0).sqrt()
         ratio = torch.where(r[:, 0] < _SAME, 0, r[:, 0] / r[:, K].clamp_min(_SAME))
         out.append((near.gather(1, order)[:, 0], exact[:, 0], ratio))
-    return tuple(torch.cat(parts).numpy() for parts in zip(*out)) if out else (np.empty(0, np.int64), *[np.empty(0)] * 2)
+    if not out:
+        return np.empty(0, np.int64), np.empty(0), np.empty(0)
+    return tuple(torch.cat(parts).numpy() for parts in zip(*out))
 
 
 def _aligned(query: np.ndarray, bank: np.ndarray, near: np.ndarray, flipped: np.ndarray) -> Tensor:
     """Correlation of a query's middle with its candidates', the largest over small shifts. near (Q, k) -> (Q, k)"""
     out = torch.full(near.shape, -torch.inf)
     h, w = query.shape[1:3]
-    top, left = _margins(query)
+    top, left = (max(1, n // 14) if n >= 6 else 0 for n in (h, w))
     for at in range(0, len(query), 100):  # so that what is at hand fits the cache
         part = slice(at, at + 100)
         q = query[part][:, top : h - top, left : w - left]
@@ -140,28 +130,13 @@ def _aligned(query: np.ndarray, bank: np.ndarray, near: np.ndarray, flipped: np.
     return out
 
 
-def _moved(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Each image, moved by up to the margin to each side, its edge repeated. Yields (N, h, w, C)"""
-    (top, left), (h, w) = _margins(images), images.shape[1:3]
-    padded = np.pad(images, ((0, 0), (top, top), (left, left), (0, 0)), "edge")
-    for y in range(2 * top + 1):
-        for x in range(2 * left + 1):
-            yield padded[:, y : y + h, x : x + w]
-
-
-def _margins(images: np.ndarray) -> tuple[int, int]:
-    """How far a copy may be shifted: about a fourteenth of the side, none below six pixels."""
-    return tuple(max(1, n // 14) if n >= 6 else 0 for n in images.shape[1:3])
-
-
 def _planes(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).float().permute(0, 3, 1, 2)  # (N, C, H, W)
 
 
 def _coarse(images: np.ndarray) -> Tensor:
-    """Grey, at most 8 pixels a side. (N, h, w, C) -> (N, 1, 8, 8)"""
     h, w = (min(n, COARSE) for n in images.shape[1:3])
-    return torch.cat([F.interpolate(_planes(images[at : at + 1000]).mean(1, keepdim=True), (h, w), mode="area")
+    return torch.cat([F.interpolate(_planes(images[at : at + 1000]), (h, w), mode="area")
                       for at in range(0, len(images), 1000)])  # fmt: skip
 
 
