@@ -288,9 +288,9 @@ def compare(runs: Positional[tuple[str, ...]]) -> None:
     found = do(runs)
     table = Table(title=f"{found[0].of} less that of {found[0].base}")
     several = max(max(d.seeds) for d in found) > 1
-    for head, side in (("run", "left"), ("judge", "left"), ("difference", "right"), ("95 % interval", "right"),
-                       ("real", "left"), *[("seeds, spread", "right"), ("of the base", "right")] * several):  # fmt: skip
-        table.add_column(head, justify=side)
+    heads = ["run", "judge", "difference", "95 % interval", "real"] + ["seeds, spread", "of the base"] * several
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("run", "judge", "real") else "right")
     for d in found:
         seeds = [f"{n}" if s is None else f"{n}, {s:.3f}" for n, s in zip(d.seeds, d.spread)] if several else []
         table.add_row(d.name, d.judge, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", "yes" if d.real else "no",

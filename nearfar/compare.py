@@ -84,8 +84,8 @@ def read(path: Path) -> Judged:
             y, several = arrays["y"], arrays["y"].ndim == 2
             worth = {judge: arrays[f"{names[0]}/{judge}/LRAP"] if several else arrays[f"{names[0]}/{judge}"] == y
                      for judge in JUDGES}  # fmt: skip
-            few = {column: np.array(cell["detail"]["draws"], np.float64)
-                   for column, cell in held["rows"][0]["cells"].items() if "draws" in cell.get("detail", {})}  # fmt: skip
+            cells = held["rows"][0]["cells"].items()
+            few = {k: np.array(c["detail"]["draws"], np.float64) for k, c in cells if "draws" in c.get("detail", {})}
             split += held["protocol"].get("items hash", "")
             return Judged(str(path), split, y, worth, few, held["protocol"].get("seed", 0))
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):

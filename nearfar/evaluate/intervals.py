@@ -103,8 +103,8 @@ def _of_seeds(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def of_paired_draws(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     r"""Mean of ``a`` less mean of ``b`` over the same draws of labels, and Student's interval.
 
-    The error's square is :math:`\sum_i s_i^2/n_i` over the draws' differences and, where there are several, the seeds of
-    either side; its degrees of freedom are Satterthwaite's (1946). With one seed a side: the paired t interval.
+    The error's square is :math:`\sum_i s_i^2/n_i` over the draws' differences and, where there are several, the seeds
+    of either side; its degrees of freedom are Satterthwaite's (1946). With one seed a side: the paired t interval.
 
     a (S, D), b (T, D): seeds × draws, two or more draws -> (difference, low, high)
 
