@@ -26,9 +26,9 @@ class Neighbours:
 def search(query: np.ndarray, bank: np.ndarray, k: int, *, itself: bool, seed: int = 0) -> Neighbours:
     r"""The nearest rows in the lists that lie nearest to each query; ties go to the lower index.
 
-    The bank is cut into :math:`4\sqrt N` lists by k-means (FAISS: IVFFlat, Douze et al. 2024, arXiv:2401.08281). As many
-    lists are looked through, twice as many each time, as it takes to find 99 % of the exact neighbours of a sample of
-    200 queries; all of them is the exact search. Cosines are computed anew, not FAISS's.
+    The bank is cut into :math:`4\sqrt N` lists by k-means (FAISS's IVFFlat: Douze et al. 2024, arXiv:2401.08281). As
+    many lists are looked through, twice as many each time, as it takes to find 99 % of the exact neighbours of a sample
+    of 200 queries; all of them is the exact search. Cosines are computed anew, not FAISS's.
 
     query (Q, d), bank (N, d) of unit rows, float32; itself: row i of the bank is query i and is left out. Where lists
     hold too few rows for k, more are looked through. Raises ``MissingExtra`` without faiss.

@@ -48,7 +48,7 @@ def find(
     """As :func:`neighbours`, with which search it was and its recall, measured against the exact one.
 
     engine: ``"exact"``; ``"faiss"``, which looks at part of the bank and misses about one neighbour in a hundred
-    at most (extra ``faiss``); ``"auto"``, exact up to 10¹³ products Q · N · d, and beyond that faiss where it is installed.
+    at most (extra ``faiss``); ``"auto"``, exact up to 10¹³ products Q · N · d, beyond that faiss where it is installed.
     """
     q, b = unit(query), unit(bank)
     k = min(k, len(b) - exclude_self)
