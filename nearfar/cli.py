@@ -282,10 +282,11 @@ def transfer(
 
 
 def compare(runs: Positional[tuple[str, ...]]) -> None:
-    """say which differences in accuracy between runs are real: paired bootstrap over the same test items
+    """say which differences in accuracy between runs are real: paired over the same test items, draws and seeds
 
     Args:
-        runs: folders of runs, or embeddings' .npz files, judged on the same items; the first is the base.
+        runs: folders of runs, or embeddings' .npz files, judged on the same items; the first is the base. Seeds of one
+            kind are joined by commas, A1,A2,A3 B1,B2,B3, or a pattern in quotes, 'runs/a-*'.
     """
     from rich.console import Console
     from rich.table import Table
@@ -294,11 +295,14 @@ def compare(runs: Positional[tuple[str, ...]]) -> None:
 
     found = do(runs)
     table = Table(title=f"{found[0].of} less that of {found[0].base}")
-    for head, side in (("run", "left"), ("judge", "left"), ("difference", "right"), ("95 % interval", "right"),
-                       ("real", "left")):  # fmt: skip
-        table.add_column(head, justify=side)
+    several = max(max(d.seeds) for d in found) > 1
+    heads = ["run", "judge", "difference", "95 % interval", "real"] + ["seeds, spread", "of the base"] * several
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("run", "judge", "real") else "right")
     for d in found:
-        table.add_row(d.name, d.judge, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", "yes" if d.real else "no")
+        seeds = [f"{n}" if s is None else f"{n}, {s:.3f}" for n, s in zip(d.seeds, d.spread)] if several else []
+        table.add_row(d.name, d.judge, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", "yes" if d.real else "no",
+                      *seeds)  # fmt: skip
     Console(width=None).print(table)
 
 

@@ -1,17 +1,18 @@
-"""Which differences between runs are real: the paired bootstrap over the test items that all were judged on."""
+"""Which differences between runs are real: over the test items, the draws of labels and the seeds that all share."""
 
 from __future__ import annotations
 
+import glob
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nearfar.errors import UserError
-from nearfar.evaluate import Evaluation, evaluate, multilabel, of_difference
+from nearfar.evaluate import Evaluation, evaluate, multilabel, of_difference_over_seeds, of_paired_draws
 from nearfar.training.checkpoint import write_bytes
 
 JUDGES = ("kNN", "linear")
@@ -25,6 +26,8 @@ class Judged:
     split: str
     y: np.ndarray  # (N,), or (N, K) where an item has several labels
     worth: Mapping[str, np.ndarray]  # by judge, (N,): a hit or none, or the item's ranking average precision
+    few: Mapping[str, np.ndarray]  # by column of few labels, (draws,): accuracies
+    draw_seed: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Difference:
     low: float
     high: float
     of: str = "accuracy"
+    seeds: tuple[int, int] = (1, 1)  # of name, of base
+    spread: tuple[float | None, float | None] = (None, None)  # standard deviation over the seeds of each, where several
 
     @property
     def real(self) -> bool:
@@ -79,26 +84,81 @@ def read(path: Path) -> Judged:
             y, several = arrays["y"], arrays["y"].ndim == 2
             worth = {judge: arrays[f"{names[0]}/{judge}/LRAP"] if several else arrays[f"{names[0]}/{judge}"] == y
                      for judge in JUDGES}  # fmt: skip
-            return Judged(str(path), split + held["protocol"].get("items hash", ""), y, worth)
+            cells = held["rows"][0]["cells"].items()
+            few = {k: np.array(c["detail"]["draws"], np.float64) for k, c in cells if "draws" in c.get("detail", {})}
+            split += held["protocol"].get("items hash", "")
+            return Judged(str(path), split, y, worth, few, held["protocol"].get("seed", 0))
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
         raise UserError(f"{path} has no predictions to compare: run nearfar evaluate {path} first") from None
 
 
 def compare(paths: Sequence[str | Path], *, seed: int = 0) -> list[Difference]:
-    """Each run against the first, judge by judge. Raises ``UserError`` where they were judged on different items."""
+    """Each kind of run against the first, judge by judge.
+
+    A kind is a run, or several seeds of one with commas between them (``"a1,a2"``) or as a pattern (``"runs/a-*"``). On
+    all labels: the bootstrap over seeds and test items; at few labels: Student's over the same draws. Raises
+    ``UserError`` where they were judged on different items.
+    """
     if len(paths) < 2:
         raise UserError(f"{len(paths)} run: give two or more to compare")
-    first, *others = (read(Path(p)) for p in paths)
-    out = []
-    for other in others:
-        if other.split != first.split or not np.array_equal(other.y, first.y):
-            raise UserError(f"{other.name} and {first.name} were judged on different items: "
+    first, *others = ([read(p) for p in seeds_of(given)] for given in paths)
+    base, *names = (str(given) for given in paths)
+    for run in [*first, *(run for other in others for run in other)]:
+        if run.split != first[0].split or not np.array_equal(run.y, first[0].y):
+            raise UserError(f"{run.name} and {first[0].name} were judged on different items: "
                             "evaluate both on the same source, with the same --seed and --holdout")  # fmt: skip
+    of = "accuracy" if first[0].y.ndim == 1 else "ranking average precision"
+    out = []
+    for name, other in zip(names, others):
         for judge in JUDGES:
-            of = "accuracy" if first.y.ndim == 1 else "ranking average precision"
-            worth = of_difference(other.worth[judge], first.worth[judge], seed)
-            out.append(Difference(judge, other.name, first.name, *worth, of))
+            a, b = (np.stack([run.worth[judge] for run in kind]).astype(np.float64) for kind in (other, first))
+            worth = of_difference_over_seeds(a, b, seed)
+            out.append(Difference(judge, name, base, *worth, of, (len(a), len(b)), (_spread(a), _spread(b))))
+        for column, a, b in _few(other, first):
+            worth = of_paired_draws(a, b)
+            out.append(Difference(column, name, base, *worth, of, (len(a), len(b)), (_spread(a), _spread(b))))
     return out
+
+
+def seeds_of(given: str | Path) -> list[Path]:
+    """The runs of one kind: a path, several with commas between them, or a pattern with ``*``, ``?`` or ``[``.
+
+    >>> [p.as_posix() for p in seeds_of("runs/a-0,runs/a-1")]
+    ['runs/a-0', 'runs/a-1']
+    """
+    found: list[Path] = []
+    for part in [str(given)] if Path(given).exists() else str(given).split(","):
+        if not part.strip():
+            raise UserError(f"{given}: a run's name is missing between the commas")
+        if Path(part).exists() or not glob.has_magic(part):
+            found.append(Path(part))
+            continue
+        matched = sorted(Path(p) for p in glob.glob(part) if not p.endswith((".results.json", ".predictions.npz")))
+        if not matched:
+            raise UserError(f"{part}: no run or file is named so")
+        found += matched
+    twice = [p for i, p in enumerate(found) if p in found[:i]]
+    if twice:
+        raise UserError(f"{given}: {twice[0]} is named twice; seeds of one kind are runs of their own")
+    return found
+
+
+def _few(*kinds: list[Judged]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Columns of few labels that all runs have, at the draws that all have. Yields name, (S, D), (T, D)"""
+    runs = [run for kind in kinds for run in kind]
+    if len({run.draw_seed for run in runs}) > 1:  # other draws of labels: nothing to pair
+        return
+    for column in runs[0].few:
+        if all(column in run.few for run in runs):
+            shared = min(len(run.few[column]) for run in runs)
+            if shared > 1:
+                a, b = (np.stack([run.few[column][:shared] for run in kind]) for kind in kinds)
+                yield column, a, b
+
+
+def _spread(values: np.ndarray) -> float | None:
+    """Standard deviation over seeds of their means, where there are several. (S, n)"""
+    return float(values.mean(1).std(ddof=1)) if len(values) > 1 else None
 
 
 def judge_file(path: Path, *, draws: int = 10, labels: tuple[int | str, ...] = (1, 5, 10), seed: int = 0,

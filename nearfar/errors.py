@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "timm": ("timm", "timm's backbones (timm:NAME)"),
     "transformers": ("transformers", "transformers' models to judge (transformers:NAME)"),
     "onnx": ("onnxruntime", "ONNX files to judge (FILE.onnx)"),
+    "faiss": ("faiss", "approximate neighbours in very large banks"),
     "hf": ("datasets", "Hugging Face data sets (hf:NAME)"),
     "parquet": ("pyarrow", "embeddings as Parquet (embed -o out.parquet)"),
     "tensorboard": ("tensorboard", "TensorBoard events beside metrics.jsonl"),

@@ -1,6 +1,7 @@
 """Retrieval, pairs, clusters, geometry: against naive loops, scikit-learn, SciPy and pytorch-metric-learning."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sklearn.metrics import log_loss, ndcg_score, roc_auc_score, top_k_accuracy_
 from nearfar import evaluate as ev
 from nearfar.errors import UserError
 from nearfar.evaluate import clusters, geometry, intervals, similarity
+from nearfar.evaluate.retrieval import find
 
 
 def ranked(query, bank, own):
@@ -200,6 +202,7 @@ def test_label_free_geometry():
         (lambda: geometry.alpha_req(np.eye(9), first=5, last=5), "eigenvalues 5 to 5"),
         (lambda: geometry.lidar(np.ones((3, 4))), "LiDAR takes"),
         (lambda: intervals.of_mean(np.ones(0)), "no items"),
+        (lambda: ev.neighbours(np.eye(3), np.eye(3), 1, engine="fais"), "did you mean 'faiss'"),
     ],
 )
 def test_bad_input_is_one_line(call, says):
@@ -261,3 +264,46 @@ def test_what_predicts_the_probe_is_spearmans():
         predictive({"x": np.arange(4.0)}, np.arange(4.0))
     with pytest.raises(UserError, match="values for"):
         predictive({"x": np.arange(6.0)}, np.arange(7.0))
+
+
+def clustered(n, d=16, seed=9):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(60, d))[rng.integers(0, 60, n)] + 0.4 * rng.normal(size=(n, d))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_faiss_finds_what_the_exact_search_finds(own):
+    pytest.importorskip("faiss")
+    z = clustered(4300)
+    query, bank = (z[:4000], z[:4000]) if own else (z[4000:], z[:4000])
+    exact = find(query, bank, 10, exclude_self=own, engine="exact")
+    found = find(query, bank, 10, exclude_self=own, engine="faiss")
+    share = np.mean([np.isin(a, b).mean() for a, b in zip(exact.index, found.index)])
+    assert found.recall >= 0.99
+    assert share == pytest.approx(found.recall, abs=0.01)  # the sample's recall is that of all
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    true = (unit(query)[:, None] * unit(bank)[found.index]).sum(2)  # float64
+    np.testing.assert_allclose(found.cosine, true, atol=1e-6)
+    assert (np.diff(found.cosine, axis=1) <= 0).all()
+    if own:
+        assert not (found.index == np.arange(len(query))[:, None]).any()
+
+
+def test_faiss_on_few_and_equal_rows_is_exact():
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(10)
+    for bank in (rng.normal(size=(7, 3)), np.repeat(rng.normal(size=(3, 4)), 200, 0)):
+        exact, found = (find(bank, bank, 50, exclude_self=True, engine=e) for e in ("exact", "faiss"))
+        assert found.recall == 1
+        assert (found.index >= 0).all()
+        np.testing.assert_allclose(found.cosine, exact.cosine, atol=1e-6)
+
+
+def test_faiss_is_taken_for_large_banks_only(monkeypatch):
+    pytest.importorskip("faiss")
+    z = clustered(500)
+    assert find(z, z, 5).engine == "exact"
+    monkeypatch.setattr(sys.modules[find.__module__], "EXACT_UP_TO", 1000)
+    assert find(z, z, 5).engine == "faiss"
+    judged = ev.knn(z, np.arange(500) % 2, z[:50], np.arange(50) % 2, ["a", "b"])
+    assert judged.result.detail["search"] == "faiss"

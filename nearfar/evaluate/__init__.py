@@ -1,7 +1,7 @@
 """Judges of arrays: what an embedding is worth, with intervals. NumPy in, records out."""
 
 from nearfar.evaluate.clusters import clustering
-from nearfar.evaluate.intervals import of_difference
+from nearfar.evaluate.intervals import of_difference, of_difference_over_seeds, of_paired_draws
 from nearfar.evaluate.judge import Evaluation, evaluate
 from nearfar.evaluate.probes import calibration, classification, few_label, knn, linear_probe
 from nearfar.evaluate.records import Judgement, Result
@@ -10,5 +10,6 @@ from nearfar.evaluate.similarity import cosines, graded, verification
 
 __all__ = [
     "Evaluation", "Judgement", "Result", "calibration", "classification", "clustering", "cosines", "evaluate",
-    "few_label", "graded", "knn", "linear_probe", "neighbours", "of_difference", "retrieval", "verification",
+    "few_label", "graded", "knn", "linear_probe", "neighbours", "of_difference",
+    "of_difference_over_seeds", "of_paired_draws", "retrieval", "verification",
 ]  # fmt: skip

@@ -70,6 +70,63 @@ def of_difference(a: np.ndarray, b: np.ndarray, seed: int = 0, times: int = 2000
     return (float((a - b).mean()), *of_mean(a - b, seed, times))
 
 
+def of_difference_over_seeds(
+    a: np.ndarray, b: np.ndarray, seed: int = 0, times: int = 2000
+) -> tuple[float, float, float]:
+    r"""Mean of ``a`` less mean of ``b`` and its interval over seeds and items: a bootstrap of two levels.
+
+    Each time the seeds of either side are drawn again, and then the items, the same for all of them (Davison &
+    Hinkley 1997, §3.8); how far a draw of n seeds lies from their mean is stretched by :math:`\sqrt{n/(n-1)}`, without
+    which n seeds would seem less spread than they are. With one seed a side it is :func:`of_difference`.
+
+    a (S, n), b (T, n): seeds × the same items -> (difference, low, high)
+
+    >>> of_difference_over_seeds(np.ones((3, 50)), np.zeros((2, 50)))
+    (1.0, 1.0, 1.0)
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise UserError(f"differences need the same items: {a.shape} and {b.shape} values")
+    rng, found = np.random.default_rng([seed, 1]), []
+    for w in draws(a.shape[1], seed, times):
+        found.append(_of_seeds(w @ a.T / a.shape[1], rng) - _of_seeds(w @ b.T / a.shape[1], rng))
+    return (float((a.mean(0) - b.mean(0)).mean()), *_quantiles(np.concatenate(found)))
+
+
+def _of_seeds(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means over seeds drawn again, a draw a row. (B, S) -> (B,)"""
+    n = values.shape[1]
+    weight = rng.multinomial(n, np.full(n, 1 / n), len(values)) / n  # (B, S)
+    return values.mean(1) + (n / max(1, n - 1)) ** 0.5 * ((weight - 1 / n) * values).sum(1)
+
+
+def of_paired_draws(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    r"""Mean of ``a`` less mean of ``b`` over the same draws of labels, and Student's interval.
+
+    The error's square is :math:`\sum_i s_i^2/n_i` over the draws' differences and, where there are several, the seeds
+    of either side; its degrees of freedom are Satterthwaite's (1946). With one seed a side: the paired t interval.
+
+    a (S, D), b (T, D): seeds × draws, two or more draws -> (difference, low, high)
+
+    >>> of_paired_draws(np.array([[0.5, 0.6, 0.7]]), np.array([[0.25, 0.35, 0.45]]))[0]
+    0.25
+    """
+    from scipy.stats import t as student
+
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.shape[1] < 2:
+        raise UserError(f"{a.shape} and {b.shape} values: give seeds and the same draws, two or more")
+    by_draw = a.mean(0) - b.mean(0)  # (D,)
+    parts = [x for x in (by_draw, a.mean(1), b.mean(1)) if len(x) > 1]
+    squares = np.array([x.var(ddof=1) / len(x) for x in parts])
+    value, total = float(by_draw.mean()), float(squares.sum())
+    if total == 0:
+        return value, value, value
+    freedom = total**2 / sum(s**2 / (len(x) - 1) for s, x in zip(squares, parts))
+    half = float(student.ppf(0.975, freedom)) * total**0.5
+    return value, value - half, value + half
+
+
 def _quantiles(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)

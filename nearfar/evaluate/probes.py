@@ -12,7 +12,7 @@ import numpy as np
 from nearfar.errors import UserError
 from nearfar.evaluate.intervals import of_means
 from nearfar.evaluate.records import Judgement, Result
-from nearfar.evaluate.retrieval import neighbours, unit
+from nearfar.evaluate.retrieval import engine_of, neighbours, unit
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-4, 2))
 FEW_C = 10.0  # on unit rows; fixed, not tuned
@@ -120,7 +120,7 @@ def knn(
     """Weighted k-nearest-neighbour accuracy by cosine."""
     k = min(k, len(train))
     return _judged("kNN", lambda z: vote(train, y_train, z, len(classes), k, temperature), test, y_test, classes,
-                   k=k, temperature=temperature)  # fmt: skip
+                   k=k, temperature=temperature, search=engine_of(len(test), *train.shape))  # fmt: skip
 
 
 def _logistic(c: float, x: np.ndarray, y: np.ndarray, tol: float = 1e-4, most: int = 1000) -> Any:
