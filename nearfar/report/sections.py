@@ -187,15 +187,34 @@ def spectrum(folder: Folder) -> str:
         return _NO_GALLERY
     keys = {"nearfar": "spectrum", "projection": "spectrum_projection", "untrained encoder": "spectrum_untrained"}
     named = {n: (g[k], geometry.get(n, {}).get("effective_rank")) for n, k in keys.items() if k in g}
-    rows = "".join(
-        f"<tr><td>{escape(n)}</td><td>{v['effective_rank']:.1f} of {v['dimensions']}</td><td>{v['alignment']:.3f}</td>"
-        f"<td>{v['uniformity']:.3f}</td></tr>" for n, v in geometry.items()
-    )  # fmt: skip
-    table = ('<div class="wide"><table><tr><th>space</th><th>effective rank</th><th>alignment</th><th>uniformity</th>'
-             f"</tr>{rows}</table></div><p class=soft>Alignment: how far apart two views of a picture lie (0 is best). "
-             "Uniformity: how evenly pictures spread over the sphere (lower is more even). The untrained encoder is "
-             "often well aligned because it tells nothing apart.</p>")  # fmt: skip
-    return f'<div class="half">{plots.spectra(named)}</div>{table if rows else ""}'
+    return f'<div class="half">{plots.spectra(named)}</div>{_geometry(geometry) if geometry else ""}'
+
+
+# of results.json["geometry"]: heading, digits, what it says
+_GEOMETRY = {
+    "effective_rank": ("effective rank", 1, "how many directions the centred features use"),
+    "rankme": ("RankMe", 1, "the same without centring, as published"),
+    "lidar": ("LiDAR", 1, "how many directions tell pictures apart beyond what their views change"),
+    "alpha_req": ("α-ReQ", 2, "how fast the spectrum falls, as a power of the rank (about 1 is held to be best)"),
+    "alignment": ("alignment", 3, "how far apart two views of a picture lie (0 is best)"),
+    "uniformity": ("uniformity", 3, "how evenly pictures spread over the sphere (lower is more even)"),
+}
+
+
+def _geometry(held: dict[str, dict[str, Any]]) -> str:
+    """A table of the label-free measures and half a line on each."""
+    head = "".join(f"<th>{title}</th>" for title, _, _ in _GEOMETRY.values())
+    body = ""
+    for name, v in held.items():
+        cells = (f"<td>{'–' if v.get(key) is None else f'{v[key]:.{digits}f}'}</td>"
+                 for key, (_, digits, _) in _GEOMETRY.items())  # fmt: skip
+        body += f"<tr><td>{escape(name)}</td><td>{v['dimensions']}</td>{''.join(cells)}</tr>"
+    said = "; ".join(f"{title}: {text}" for title, _, text in _GEOMETRY.values())
+    some = next(iter(held.values()))
+    of = f" LiDAR is of {some['views']} views a picture." if "views" in some else ""
+    return (f'<div class="wide"><table><tr><th>space</th><th>dimensions</th>{head}</tr>{body}</table></div>'
+            f"<p class=soft>{said}.{of} The untrained encoder is often well aligned because it tells nothing apart. "
+            "<code>nearfar predictors RUN RUN…</code> says which of these goes with the probes.</p>")  # fmt: skip
 
 
 def classes(folder: Folder) -> str:
