@@ -1,84 +1,93 @@
-"""Which label-free measure predicts the probe? Many short runs of every self-supervised method, and the correlations.
+"""Which label-free measure predicts the probe: many short runs on digits, and rank correlations over them.
 
-    python benchmarks/geometry.py --out geometry.jsonl
-    python benchmarks/geometry.py --table geometry.jsonl --picture geometry.svg
+    python benchmarks/geometry.py --out geometry.jsonl --picture docs/geometry.png
 
-Each is a run of `nearfar train digits` by its method's recipe `small` with a CNN of `--width`: for `--few` and for
-`--many` steps, and those with a temperature also at half and at double of it, for `--few`. A line is added to the file
-for each run; runs that are in it already are passed over.
+Every self-supervised method is trained for two budgets (SimCLR at several temperatures and widths); of each features
+the label-free measures of results.json stand against the accuracy of the linear probe and of the probe at one label a
+class, on test images that chose nothing. A line of JSON a run; what is there is not made again.
 """
 
 import argparse
 import json
-import random
 import tempfile
 from pathlib import Path
 
-import torch
+import numpy as np
 
 import nearfar
 from nearfar import methods
-from nearfar import recipe as recipes
-from nearfar.predictors import Measured, measured, of_runs, picture, table
+from nearfar.evaluate.predictors import predictive
+from nearfar.report.plots import COLOURS
+
+MEASURES = {"effective_rank": "effective rank", "rankme": "RankMe", "lidar": "LiDAR", "alpha_req": "α-ReQ",
+            "alignment": "alignment", "uniformity": "uniformity"}  # fmt: skip
+TARGETS = {"linear": "linear probe", "1 label linear": "probe, 1 label"}
 
 
-def cases(few: int, many: int) -> list[dict]:
-    """What is trained, in an order that mixes methods, so that a part of them is a fair sample."""
-    out = []
-    for method in methods.names():
-        module = methods.module(method)
-        if module.SUPERVISED or "encoder" in module.PRESETS["small"]:
-            continue
-        base = recipes.of(method).settings
-        out += [{"method": method, "steps": steps, "settings": {}} for steps in (few, many)]
-        warm = base.get("temperature", getattr(module.Config(), "temperature", None))
-        out += [{"method": method, "steps": few, "settings": {"temperature": warm * by}}
-                for by in (0.5, 2.0) if warm is not None]  # fmt: skip
-    random.Random(0).shuffle(out)
-    return out
+def wanted() -> list[dict]:
+    """The runs: every method without labels at two budgets, SimCLR at other temperatures and widths."""
+    known = [m for m in methods.names() if not methods.module(m).SUPERVISED]
+    runs = [{"method": m, "steps": steps} for steps in (40, 200) for m in known]
+    runs += [{"method": "simclr", "steps": 200, "temperature": t} for t in (0.02, 0.5, 2.0)]
+    return runs + [{"method": "simclr", "steps": 200, "width": w} for w in (4, 8, 64)]
 
 
-def run(case: dict, width: int, batch: int) -> dict:
-    """Train and judge one case; what is kept of its results."""
-    base = recipes.of(case["method"], width=width, batch=batch)
-    base = base.changed(settings=base.settings | case["settings"])
+def made(asked: dict) -> dict:
+    """Train one, judge it, and keep what is correlated."""
+    changes = dict(asked)
+    if "temperature" in changes:
+        changes["settings"] = {"temperature": changes.pop("temperature")}
     with tempfile.TemporaryDirectory() as folder:
-        trained = nearfar.train("digits", recipe=base, steps=case["steps"], out=Path(folder) / "run", evaluate=False,
-                                show=False)  # fmt: skip
-        trained.evaluate(draws=3, labels_per_class=(1, 10))
-        found = measured(trained.folder)
-    return {"case": case, "split": found.split, "measures": found.measures, "accuracies": found.accuracies}
+        run = nearfar.train("digits", out=Path(folder) / "run", batch=128, show=False, **changes, evaluate=False)
+        run.evaluate(draws=5, labels_per_class=(1,))
+        held = json.loads((run.folder / "results.json").read_text())
+    cells = next(r["cells"] for r in held["evaluation"]["rows"] if r["embedding"] == "nearfar")
+    return asked | {"geometry": held["geometry"]["nearfar"], "scores": {t: cells[t]["value"] for t in TARGETS}}
 
 
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def drawn(rows: list[dict], path: Path) -> None:
+    """A scatter of each measure against the linear probe, a colour a budget."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    for axis, (key, name) in zip(figure.subplots(2, 3).ravel(), MEASURES.items()):
+        for i, steps in enumerate(sorted({r["steps"] for r in rows})):
+            part = [r for r in rows if r["steps"] == steps]
+            axis.scatter([r["geometry"][key] for r in part], [r["scores"]["linear"] for r in part], s=18,
+                         color=COLOURS[i], label=f"{steps} steps")  # fmt: skip
+        axis.set_xlabel(name)
+        axis.set_ylabel("linear probe")
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("geometry.jsonl"))
-    parser.add_argument("--table", type=Path)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--few", type=int, default=60)
-    parser.add_argument("--many", type=int, default=240)
-    parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    for case in [] if given.table else cases(given.few, given.many):
-        if case in [row["case"] for row in read(given.out)]:
+    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
+    done = [{k: v for k, v in r.items() if k not in ("geometry", "scores")} for r in rows]
+    for asked in wanted():
+        if asked in done:
             continue
-        row = run(case, given.width, given.batch)
+        try:
+            rows.append(made(asked))
+        except nearfar.UserError as error:
+            print(f"{asked}: {error}", flush=True)
+            continue
         with open(given.out, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(case, row["accuracies"], flush=True)
-    held = read(given.table or given.out)
-    runs = [Measured(str(r["case"]), r["split"], r["measures"], r["accuracies"]) for r in held]
-    found = of_runs(runs)
-    print(f"{len(runs)} runs\n\n{table(found)}")
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(asked, rows[-1]["scores"], flush=True)
+    print(f"| measure | {' | '.join(TARGETS.values())} |\n|---|{'---:|' * len(TARGETS)}")
+    held = {key: np.array([r["geometry"][key] for r in rows]) for key in MEASURES}
+    tables = [predictive(held, np.array([r["scores"][t] for r in rows])) for t in TARGETS]
+    for key, name in MEASURES.items():
+        cells = (f"{t[key].value:+.2f} ({t[key].low:+.2f} to {t[key].high:+.2f})" for t in tables)
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(f"{len(rows)} runs")
     if given.picture:
-        picture(given.picture, runs, found)
+        drawn(rows, given.picture)
 
 
 if __name__ == "__main__":

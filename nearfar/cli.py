@@ -302,6 +302,33 @@ def compare(runs: Positional[tuple[str, ...]]) -> None:
     Console(width=None).print(table)
 
 
+def predictors(runs: Positional[tuple[str, ...]], *,
+               out: Annotated[tuple[str, ...], arg(aliases=["-o"])] = ()) -> None:  # fmt: skip
+    """say which label-free measure predicts the probes: rank correlations over runs, with intervals over runs
+
+    Args:
+        runs: folders of five or more runs, judged on the same items.
+        out: files to write: .json all numbers (Kendall's τ too), .svg or .png a picture.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from nearfar.predictors import MEASURES, TARGETS, cell
+    from nearfar.predictors import predictors as do
+
+    found = do(runs, out=out)
+    probes = [p for p in TARGETS if any(c.probe == p for c in found)]
+    table = Table(title=f"Spearman's ρ over {len(runs)} runs, 95 % interval; +, −: what is held to be better")
+    for head in ("measure", "of", "", *probes):
+        table.add_column(head)
+    for c in (c for c in found if c.probe == probes[0]):
+        row = [cell(d.spearman) for d in found if (d.space, d.measure) == (c.space, c.measure)]
+        table.add_row(MEASURES[c.measure][0], c.space, c.claimed, *row)
+    Console(width=None).print(table)
+    for name in out:
+        print(name)
+
+
 def report(run: Positional[str]) -> None:
     """write report.html anew from what lies in a run's folder
 
@@ -369,8 +396,8 @@ def doctor() -> None:
         print(f"{module:16} {state:14} {gives}{fix}")
 
 
-_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, transfer, compare, report, neighbours, methods,
-                                  doctor)}  # fmt: skip
+_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, transfer, compare, predictors, report, neighbours,
+                                  methods, doctor)}  # fmt: skip
 
 
 def _first(text: str | None) -> str:

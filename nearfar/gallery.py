@@ -19,7 +19,7 @@ from nearfar.training.loop import step_generator
 if TYPE_CHECKING:
     from nearfar.run import Run
 
-_ITEMS, _PAIRS, _EACH, _ORIGINALS, _VIEWS, _QUERIES, _NEAR = 1500, 1000, 4, 8, 6, 10, 7
+_ITEMS, _PAIRS, _ORIGINALS, _VIEWS, _QUERIES, _NEAR = 1500, 1000, 8, 6, 10, 7
 
 
 def item_hashes(source: Source) -> np.ndarray:
@@ -89,34 +89,31 @@ class Spaces:
         return np.sort(np.random.default_rng(0).permutation(n)[:_ITEMS])
 
     @cached_property
-    def seen_views(self) -> dict[str, np.ndarray]:
-        """Four augmented views of up to 1,000 shown images, embedded: features, projections, untrained features.
-
-        Each (n, 4, d).
-        """
+    def two_views(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Two augmented views of shown images, embedded: features, projections, untrained features."""
         run = self.run
         part = self.shown.subset(self.sample[:_PAIRS])
         low, high = run.input.range_for(part)
-        views = build.image_views(run.recipe, build.Input(run.input.shape, low, high), _EACH)
-        out: dict[str, list[np.ndarray]] = {name: [] for name in ("nearfar", "projection", "untrained encoder")}
+        views = build.image_views(run.recipe, build.Input(run.input.shape, low, high), 2)
+        out: dict[str, list[list[np.ndarray]]] = {n: [[], []] for n in ("nearfar", "projection", "untrained encoder")}
         for at in range(0, len(part), 250):
             content = part.read(np.arange(at, min(at + 250, len(part))))
-            seen = [self.of_batch(x) for x in views(content, step_generator(run.recipe.seed, 10**9 + at))]
-            for name in out:
-                out[name].append(np.stack([z[name] for z in seen], 1))
-        return {name: np.concatenate(held) for name, held in out.items()}
+            for side, x in enumerate(views(content, step_generator(run.recipe.seed, 10**9 + at))):
+                z = self.of_batch(x)
+                for name in out:
+                    out[name][side].append(z[name])
+        return {n: (np.concatenate(a), np.concatenate(b)) for n, (a, b) in out.items()}
 
-    def geometry(self) -> dict[str, dict[str, float | None]]:
-        """What is measured of each space without labels, on the shown images; None where there are too few."""
+    def geometry(self) -> dict[str, dict[str, float]]:
+        """Label-free measures of each space, on the shown images; LiDAR from two views of at most 1,000 of them."""
         out = {}
-        for name, seen in self.seen_views.items():
+        for name, (a, b) in self.two_views.items():
             z = self.on_shown(name)[self.sample]
-            found = {"effective_rank": geometry.effective_rank(z), "rankme": geometry.rankme(z),
-                     "lidar": geometry.lidar(seen) if len(seen) > 1 else np.nan, "alpha_req": geometry.alpha_req(z),
-                     "alignment": geometry.alignment(seen[:, 0], seen[:, 1]),
-                     "uniformity": geometry.uniformity(z)}  # fmt: skip
-            out[name] = {key: float(value) if np.isfinite(value) else None for key, value in found.items()}
-            out[name] |= {"dimensions": z.shape[1], "images": len(z), "views": seen.shape[1]}
+            out[name] = {"effective_rank": geometry.effective_rank(z), "dimensions": z.shape[1],
+                         "alignment": geometry.alignment(a, b), "uniformity": geometry.uniformity(z),
+                         "rankme": geometry.rankme(z), "alpha_req": geometry.alpha_req(z),
+                         "lidar": geometry.lidar(np.stack([a, b], 1)) if len(a) > 1 else 0.0}  # fmt: skip
+            out[name] = {k: v if np.isfinite(v) else None for k, v in out[name].items()}  # JSON has no NaN
         return out
 
     def notes(self) -> list[str]:
@@ -161,7 +158,7 @@ def write(path: Path, spaces: Spaces, corrupted: np.ndarray | None = None) -> No
     z = spaces.on_shown("nearfar")[rows]
     queries = np.linspace(0, len(rows) - 1, min(_QUERIES, len(rows))).astype(np.int64)
     near, cosine = neighbours(z[queries], z, min(_NEAR + 1, len(z)))
-    positive, negative = geometry.similarity_pairs(*spaces.seen_views["projection"][:, :2].swapaxes(0, 1))
+    positive, negative = geometry.similarity_pairs(*spaces.two_views["projection"])
     labels = np.full(len(rows), -1) if shown.labels is None else shown.labels[rows]
     held = {
         "features": z.astype(np.float16),

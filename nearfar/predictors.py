@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
 
 from nearfar.errors import UserError
-from nearfar.evaluate import intervals
+from nearfar.evaluate.predictors import kendall, predictive, spearman
+from nearfar.evaluate.records import Result
 from nearfar.training.checkpoint import write_bytes
 
 MEASURES = {  # of results.json["geometry"]: what the table says, and whether its authors hold more to be better
@@ -42,13 +42,8 @@ class Correlation:
     measure: str
     claimed: str  # "+" where the measure's authors hold more to be better, "−" where less
     probe: str
-    runs: int
-    spearman: float
-    spearman_low: float
-    spearman_high: float
-    kendall: float
-    kendall_low: float
-    kendall_high: float
+    spearman: Result
+    kendall: Result
 
 
 def measured(path: Path) -> Measured:
@@ -71,16 +66,26 @@ def measured(path: Path) -> Measured:
     return Measured(str(path), split, measures, accuracies)
 
 
-def predictors(paths: Sequence[str | Path], *, seed: int = 0) -> list[Correlation]:
+def predictors(paths: Sequence[str | Path], *, out: Sequence[str | Path] = (), seed: int = 0) -> list[Correlation]:
     """Correlate over runs, five or more, all judged on the same items; else ``UserError``.
 
-    Spearman's ρ and Kendall's τ-b of each label-free measure, on features and on projections, with the accuracy of
+    Spearman's ρ and Kendall's τ-b of each label-free measure, of features and of projections, with the accuracy of
     linear probes on the features. The 95 % intervals are of the percentile bootstrap over runs.
+
+    ``out``: files to write: .json the numbers, .svg or .png a picture.
     """
-    if len({Path(p).resolve() for p in paths}) < len(paths):
-        raise UserError("a run is given twice: give each once")
+    for name in map(Path, out):
+        if name.suffix not in (".json", ".svg", ".png"):
+            raise UserError(f"{name}: give a name that ends in .json, .svg or .png")
+    twice = [str(p) for p in paths if sum(Path(p).resolve() == Path(q).resolve() for q in paths) > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is given more than once: give each run once")
     _enough(len(paths))
-    return of_runs([measured(Path(p)) for p in paths], seed=seed)
+    runs = [measured(Path(p)) for p in paths]
+    found = of_runs(runs, seed=seed)
+    for name in map(Path, out):
+        write(name, runs, found)
+    return found
 
 
 def of_runs(runs: Sequence[Measured], *, seed: int = 0) -> list[Correlation]:
@@ -90,58 +95,21 @@ def of_runs(runs: Sequence[Measured], *, seed: int = 0) -> list[Correlation]:
         if run.split != runs[0].split:
             raise UserError(f"{run.name} and {runs[0].name} were judged on different items: evaluate both on the same "
                             "source, with the same --seed and --holdout")  # fmt: skip
+    values = {key: np.array([r.measures[key] for r in runs], np.float64) for key in runs[0].measures}  # None: NaN
+    values = {key: v for key, v in values.items() if np.isfinite(v).sum() >= _LEAST}
     out = []
     for probe in (p for p in TARGETS if all(p in run.accuracies for run in runs)):
-        for key in runs[0].measures:
+        scores = np.array([run.accuracies[probe] for run in runs])
+        rho, tau = (predictive(values, scores, seed=seed, correlation=f) for f in (spearman, kendall))
+        for key in values:
             space, measure = key.split(" ")
-            pairs = [(r.measures[key], r.accuracies[probe]) for r in runs if r.measures[key] is not None]
-            if len(pairs) < _LEAST:
-                continue
-            x, y = np.array(pairs, np.float64).T
-            worth = [v for f in (spearman, kendall) for v in _with_interval(f, x, y, seed)]
-            out.append(Correlation(space, measure, MEASURES[measure][1], probe, len(pairs), *worth))
+            out.append(Correlation(space, measure, MEASURES[measure][1], probe, rho[key], tau[key]))
     return out
 
 
 def _enough(n: int) -> None:
     if n < _LEAST:
         raise UserError(f"{n} run{'s' * (n != 1)}: give {_LEAST} or more, a correlation over fewer says nothing")
-
-
-def _with_interval(f, x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float, float]:  # noqa: ANN001
-    """(value, low, high); draws in which all values are alike have no correlation and are left out."""
-    low, high = intervals.of_statistic(lambda rows: f(x[rows], y[rows]), len(x), seed, times=1000)
-    return f(x, y), low, high
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's correlation of the ranks, ties sharing theirs; NaN where all of one are alike. (n,), (n,)
-
-    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 8.0, 27.0]))
-    1.0
-    """
-    a, b = rankdata(x), rankdata(y)
-    a, b = a - a.mean(), b - b.mean()
-    return _ratio((a * b).sum(), (a * a).sum() * (b * b).sum())
-
-
-def kendall(x: np.ndarray, y: np.ndarray) -> float:
-    r"""Kendall's τ-b: pairs in one order less pairs in the other, ties reckoned with; NaN where all of one are alike.
-
-    .. math:: \frac{\sum_{ij} s^x_{ij} s^y_{ij}}{\sqrt{\sum_{ij} |s^x_{ij}| \sum_{ij} |s^y_{ij}|}},\quad
-              s^x_{ij} = \mathrm{sign}(x_i - x_j)
-
-    (n,), (n,)
-
-    >>> kendall(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0]))
-    -1.0
-    """
-    a, b = np.sign(x[:, None] - x), np.sign(y[:, None] - y)  # (n, n)
-    return _ratio((a * b).sum(), np.abs(a).sum() * np.abs(b).sum())
-
-
-def _ratio(top: float, squared: float) -> float:
-    return float(top / np.sqrt(squared)) if squared > 0 else float("nan")
 
 
 def table(found: Sequence[Correlation]) -> str:
@@ -152,35 +120,42 @@ def table(found: Sequence[Correlation]) -> str:
         for measure, (title, claimed) in MEASURES.items():
             held = {c.probe: c for c in found if (c.space, c.measure) == (space, measure)}
             if held:
-                cells = [cell(held[p]) for p in probes]
-                lines.append(f"| {title} | {space} | {claimed} | " + " | ".join(cells) + " |")
+                cells = " | ".join(cell(held[p].spearman) for p in probes)
+                lines.append(f"| {title} | {space} | {claimed} | {cells} |")
     return "\n".join(lines)
 
 
-def cell(c: Correlation) -> str:
-    """ρ with its interval; without, where all runs are alike."""
-    if not np.isfinite(c.spearman):
-        return "–"
-    return f"{c.spearman:+.2f} [{c.spearman_low:+.2f}, {c.spearman_high:+.2f}]".replace("-", "−")
+def cell(c: Result) -> str:
+    """A correlation with its interval; a dash where all runs are alike."""
+    return f"{c.value:+.2f} ({c.low:+.2f} to {c.high:+.2f})".replace("-", "−") if np.isfinite(c.value) else "–"
 
 
 def write(path: Path, runs: Sequence[Measured], found: Sequence[Correlation]) -> None:
-    """JSON of the runs and of all correlations, with what they are of; null where there is none."""
-    plain = [{k: None if v != v else v for k, v in asdict(c).items()} for c in found]
-    protocol = {"intervals": "95 %, percentile bootstrap over runs, 1000 draws", "probes": "on features",
-                "alpha_req": "|alpha - 1|"}  # fmt: skip
-    held = {"protocol": protocol, "runs": [asdict(r) for r in runs], "correlations": plain}
-    write_bytes(path, json.dumps(held, indent=1))
+    """Write a .json of runs and correlations, or an .svg or .png of dots, by the name's ending."""
+    if path.suffix == ".json":
+        protocol = {"intervals": "95 %, percentile bootstrap over runs", "probes": "on the features",
+                    "alpha_req": "|alpha - 1|"}  # fmt: skip
+        held = {"protocol": protocol, "runs": [asdict(r) for r in runs], "correlations": [asdict(c) for c in found]}
+        write_bytes(path, json.dumps(_plain(held), indent=1))
+    else:
+        write_bytes(path, picture(runs, found, path.suffix[1:]))
 
 
-def picture(path: Path, runs: Sequence[Measured], found: Sequence[Correlation]) -> None:
-    """Each measure against the linear probe, a dot a run, features above and projections below; .svg or .png."""
+def _plain(held: object) -> object:
+    """The same without NaN, which JSON has not."""
+    if isinstance(held, dict):
+        return {key: _plain(value) for key, value in held.items()}
+    if isinstance(held, list):
+        return [_plain(value) for value in held]
+    return None if isinstance(held, float) and not np.isfinite(held) else held
+
+
+def picture(runs: Sequence[Measured], found: Sequence[Correlation], kind: str = "svg") -> bytes:
+    """Each measure against the linear probe, a dot a run, features above and projections below; svg or png."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    if path.suffix not in (".svg", ".png"):
-        raise UserError(f"{path}: give the picture a name that ends in .svg or .png")
-    rho = {f"{c.space} {c.measure}": cell(c) for c in found if c.probe == "linear"}
+    rho = {f"{c.space} {c.measure}": cell(c.spearman) for c in found if c.probe == "linear"}
     style = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "predictors",
              "axes.titlesize": 8, "axes.titlelocation": "left"}  # fmt: skip
     held = io.BytesIO()
@@ -194,5 +169,5 @@ def picture(path: Path, runs: Sequence[Measured], found: Sequence[Correlation]) 
                 axis.scatter(*np.array(dots, float).reshape(-1, 2).T, s=14, color="#0072B2", alpha=0.7, lw=0)
                 axis.set_title(f"{title}\nρ {rho.get(key, '–')}")
             line[0].set_ylabel(f"linear probe\n(measures of {space})")
-        figure.savefig(held, format=path.suffix[1:], dpi=140, metadata={"Date": None} if path.suffix == ".svg" else {})
-    write_bytes(path, held.getvalue())
+        figure.savefig(held, format=kind, dpi=140, metadata={"Date": None} if kind == "svg" else None)
+    return held.getvalue()

@@ -187,34 +187,21 @@ def spectrum(folder: Folder) -> str:
         return _NO_GALLERY
     keys = {"nearfar": "spectrum", "projection": "spectrum_projection", "untrained encoder": "spectrum_untrained"}
     named = {n: (g[k], geometry.get(n, {}).get("effective_rank")) for n, k in keys.items() if k in g}
-    return f'<div class="half">{plots.spectra(named)}</div>{_geometry(geometry) if geometry else ""}'
-
-
-# of results.json["geometry"]: heading, digits, what it says
-_GEOMETRY = {
-    "effective_rank": ("effective rank", 1, "how many directions the centred features use"),
-    "rankme": ("RankMe", 1, "the same without centring, as published"),
-    "lidar": ("LiDAR", 1, "how many directions tell pictures apart beyond what their views change"),
-    "alpha_req": ("α-ReQ", 2, "how fast the spectrum falls, as a power of the rank (about 1 is held to be best)"),
-    "alignment": ("alignment", 3, "how far apart two views of a picture lie (0 is best)"),
-    "uniformity": ("uniformity", 3, "how evenly pictures spread over the sphere (lower is more even)"),
-}
-
-
-def _geometry(held: dict[str, dict[str, Any]]) -> str:
-    """A table of the label-free measures and half a line on each."""
-    head = "".join(f"<th>{title}</th>" for title, _, _ in _GEOMETRY.values())
-    body = ""
-    for name, v in held.items():
-        cells = (f"<td>{'–' if v.get(key) is None else f'{v[key]:.{digits}f}'}</td>"
-                 for key, (_, digits, _) in _GEOMETRY.items())  # fmt: skip
-        body += f"<tr><td>{escape(name)}</td><td>{v['dimensions']}</td>{''.join(cells)}</tr>"
-    said = "; ".join(f"{title}: {text}" for title, _, text in _GEOMETRY.values())
-    some = next(iter(held.values()))
-    of = f" LiDAR is of {some['views']} views a picture." if "views" in some else ""
-    return (f'<div class="wide"><table><tr><th>space</th><th>dimensions</th>{head}</tr>{body}</table></div>'
-            f"<p class=soft>{said}.{of} The untrained encoder is often well aligned because it tells nothing apart. "
-            "<code>nearfar predictors RUN RUN…</code> says which of these goes with the probes.</p>")  # fmt: skip
+    heads = {"effective_rank": "effective rank", "rankme": "RankMe", "lidar": "LiDAR", "alpha_req": "α-ReQ",
+             "alignment": "alignment", "uniformity": "uniformity"}  # fmt: skip
+    said = {k: t for k, t in heads.items() if any(k in v for v in geometry.values())}
+    rows = "".join(
+        f"<tr><td>{escape(n)}, {v['dimensions']} dimensions</td>"
+        + "".join(f"<td>{v[k]:.3g}</td>" if v.get(k) is not None else "<td></td>" for k in said) + "</tr>"
+        for n, v in geometry.items()
+    )  # fmt: skip
+    table = (f'<div class="wide"><table><tr><th>space</th>{"".join(f"<th>{t}</th>" for t in said.values())}</tr>{rows}'
+             "</table></div><p class=soft>Effective rank and RankMe: as if so many directions were used alike. LiDAR: of "
+             "them, those that tell pictures apart in spite of augmentation, by two views of each. α-ReQ: how fast the spectrum falls, about 1 "
+             "is best. Alignment: how far apart two views of a picture lie (0 is best). Uniformity: how evenly pictures "
+             "spread over the sphere (lower is more even). The untrained encoder is often well aligned because it tells "
+             "nothing apart.</p>")  # fmt: skip
+    return f'<div class="half">{plots.spectra(named)}</div>{table if rows else ""}'
 
 
 def classes(folder: Folder) -> str:
