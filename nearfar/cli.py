@@ -313,18 +313,21 @@ def predictors(runs: Positional[tuple[str, ...]], *,
     from rich.console import Console
     from rich.table import Table
 
-    from nearfar.predictors import MEASURES, TARGETS, cell
+    from nearfar.predictors import MEASURES, SPACES, TARGETS, cell
     from nearfar.predictors import predictors as do
 
     found = do(runs, out=out)
     probes = [p for p in TARGETS if any(c.probe == p for c in found)]
-    table = Table(title=f"Spearman's ρ over {len(runs)} runs, 95 % interval; +, −: what is held to be better")
-    for head in ("measure", "of", "", *probes):
-        table.add_column(head)
-    for c in (c for c in found if c.probe == probes[0]):
-        row = [cell(d.spearman) for d in found if (d.space, d.measure) == (c.space, c.measure)]
-        table.add_row(MEASURES[c.measure][0], c.space, c.claimed, *row)
-    Console(width=None).print(table)
+    for space in SPACES.values():
+        table = Table(title=f"Spearman's ρ of {space} with probes, over {len(runs)} runs")
+        for head in ("measure", *probes):
+            table.add_column(head)
+        for measure, (title, claimed) in MEASURES.items():
+            held = [cell(c.spearman) for c in found if (c.space, c.measure) == (space, measure)]
+            if held:
+                table.add_row(f"{claimed} {title}", *(text.replace(" (", "\n(", 1) for text in held))
+        Console(width=None).print(table)
+    print("under each its 95 % interval over runs; + and −: more or less of it is held to be better")
     for name in out:
         print(name)
 

@@ -17,7 +17,7 @@ from nearfar.training.checkpoint import write_bytes
 
 MEASURES = {  # of results.json["geometry"]: what the table says, and whether its authors hold more to be better
     "effective_rank": ("effective rank", "+"), "rankme": ("RankMe", "+"), "lidar": ("LiDAR", "+"),
-    "alpha_req": ("α-ReQ, as |α − 1|", "−"), "alignment": ("alignment", "−"), "uniformity": ("uniformity", "−"),
+    "alpha_req": ("|α-ReQ − 1|", "−"), "alignment": ("alignment", "−"), "uniformity": ("uniformity", "−"),
 }  # fmt: skip
 SPACES = {"nearfar": "features", "projection": "projections"}
 TARGETS = ("linear", "1 label linear", "10 labels linear")
