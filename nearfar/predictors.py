@@ -55,7 +55,7 @@ def measured(path: Path) -> Measured:
         protocol = held["evaluation"]["protocol"]
         cells = next(row["cells"] for row in held["evaluation"]["rows"] if row["embedding"] == "nearfar")
         measures = {f"{space} {key}": held["geometry"][name][key] for name, space in SPACES.items() for key in MEASURES}
-        accuracies = {probe: float(cells[probe]["value"]) for probe in TARGETS if probe in cells}
+        accuracies = {probe: float(cells[probe]["value"]) for probe in TARGETS if probe in cells or probe == "linear"}
         split = protocol["split hash"] + protocol.get("items hash", "")
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         raise UserError(f"{path} has no label-free measures beside probes: run nearfar evaluate {path} with labelled "
@@ -110,19 +110,6 @@ def of_runs(runs: Sequence[Measured], *, seed: int = 0) -> list[Correlation]:
 def _enough(n: int) -> None:
     if n < _LEAST:
         raise UserError(f"{n} run{'s' * (n != 1)}: give {_LEAST} or more, a correlation over fewer says nothing")
-
-
-def table(found: Sequence[Correlation]) -> str:
-    """Spearman's ρ and its interval as Markdown: a row a measure and space, a column a probe."""
-    probes = [p for p in TARGETS if any(c.probe == p for c in found)]
-    lines = ["| measure | of | claimed | " + " | ".join(probes) + " |", "|---|---|:---:|" + "---:|" * len(probes)]
-    for space in SPACES.values():
-        for measure, (title, claimed) in MEASURES.items():
-            held = {c.probe: c for c in found if (c.space, c.measure) == (space, measure)}
-            if held:
-                cells = " | ".join(cell(held[p].spearman) for p in probes)
-                lines.append(f"| {title} | {space} | {claimed} | {cells} |")
-    return "\n".join(lines)
 
 
 def cell(c: Result) -> str:
