@@ -306,6 +306,36 @@ def compare(runs: Positional[tuple[str, ...]]) -> None:
     Console(width=None).print(table)
 
 
+def predictors(runs: Positional[tuple[str, ...]], *,
+               out: Annotated[tuple[str, ...], arg(aliases=["-o"])] = ()) -> None:  # fmt: skip
+    """say which label-free measure predicts the probes: rank correlations over runs, with intervals over runs
+
+    Args:
+        runs: folders of five or more runs, judged on the same items.
+        out: files to write: .json all numbers (Kendall's τ too), .svg or .png a picture.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from nearfar.predictors import MEASURES, SPACES, TARGETS, cell
+    from nearfar.predictors import predictors as do
+
+    found = do(runs, out=out)
+    probes = [p for p in TARGETS if any(c.probe == p for c in found)]
+    for space in SPACES.values():
+        table = Table(title=f"Spearman's ρ of {space} with probes, over {len(runs)} runs")
+        for head in ("measure", *probes):
+            table.add_column(head)
+        for measure, (title, claimed) in MEASURES.items():
+            held = [cell(c.spearman) for c in found if (c.space, c.measure) == (space, measure)]
+            if held:
+                table.add_row(f"{claimed} {title}", *(text.replace(" (", "\n(", 1) for text in held))
+        Console(width=None).print(table)
+    print("under each its 95 % interval over runs; + and −: more or less of it is held to be better")
+    for name in out:
+        print(name)
+
+
 def report(run: Positional[str]) -> None:
     """write report.html anew from what lies in a run's folder
 
@@ -373,8 +403,8 @@ def doctor() -> None:
         print(f"{module:16} {state:14} {gives}{fix}")
 
 
-_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, transfer, compare, report, neighbours, methods,
-                                  doctor)}  # fmt: skip
+_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, transfer, compare, predictors, report, neighbours,
+                                  methods, doctor)}  # fmt: skip
 
 
 def _first(text: str | None) -> str:

@@ -197,7 +197,7 @@ def spectrum(folder: Folder) -> str:
     )  # fmt: skip
     table = (f'<div class="wide"><table><tr><th>space</th>{"".join(f"<th>{t}</th>" for t in said.values())}</tr>{rows}'
              "</table></div><p class=soft>Effective rank and RankMe: as if so many directions were used alike. LiDAR: of "
-             "them, those that tell pictures apart in spite of augmentation. α-ReQ: how fast the spectrum falls, about 1 "
+             "them, those that tell pictures apart in spite of augmentation, by two views of each. α-ReQ: how fast the spectrum falls, about 1 "
              "is best. Alignment: how far apart two views of a picture lie (0 is best). Uniformity: how evenly pictures "
              "spread over the sphere (lower is more even). The untrained encoder is often well aligned because it tells "
              "nothing apart.</p>")  # fmt: skip
