@@ -56,7 +56,7 @@ def measure(
     judged = None
     if result is not None:
         judged = _corrupted(spaces, result, part, rows, tried, clean, seed, progress)
-    first = _range(spaces, part, np.zeros(1, np.int64))
+    first = _in_unit_range(spaces, part, np.zeros(1, np.int64))
     seen = [first, *(corrupt(first, name, SHOWN_AT, seed=seed, index=rows[:1]) for name in tried)]
     return {
         "protocol": _protocol(spaces, part, tried, seed), "corruptions": judged,
@@ -77,7 +77,7 @@ def _protocol(spaces: Spaces, part: Source, tried: tuple[str, ...], seed: int) -
     }  # fmt: skip
 
 
-def _range(spaces: Spaces, part: Source, index: np.ndarray) -> np.ndarray:
+def _in_unit_range(spaces: Spaces, part: Source, index: np.ndarray) -> np.ndarray:
     """Images in [0, 1]. -> (B, H, W, C)"""
     return plain(part.read(index), *spaces.run.input.range_for(part)).permute(0, 2, 3, 1).numpy()
 
@@ -92,7 +92,7 @@ def _embed(spaces: Spaces, part: Source, change: Change) -> dict[str, np.ndarray
     step = max(1, _VALUES // int(np.prod(part.shape)))
     for at in range(0, len(part), step):
         index = np.arange(at, min(at + step, len(part)))
-        for name, z in spaces.of_batch(change(index, _range(spaces, part, index))).items():
+        for name, z in spaces.of_batch(change(index, _in_unit_range(spaces, part, index))).items():
             out.setdefault(name, []).append(z)
     return {name: np.concatenate(parts) for name, parts in out.items()}
 
