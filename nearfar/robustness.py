@@ -29,6 +29,15 @@ Change = Callable[[np.ndarray, np.ndarray], Tensor]
 """Numbers (B,) and images (B, H, W, C) in [0, 1] -> (B, C, H, W)."""
 
 
+def check(spaces: Spaces) -> None:
+    """One line for images of less than 8 pixels a side, and for fewer than two."""
+    shown = spaces.shown
+    if min(shown.shape[:2]) < 8:
+        raise UserError(f"robustness: images of {shown.shape[0]}×{shown.shape[1]} are too small: give 8×8 or more")
+    if len(shown) < 2:
+        raise UserError(f"robustness: {len(shown)} image: give two or more")
+
+
 def measure(
     spaces: Spaces, result: Evaluation | None, *, seed: int = 0, items: int = ITEMS,
     progress: Callable[[float, str], None] = lambda share, text: None,
@@ -42,13 +51,10 @@ def measure(
         items: at most so many of the test images (of the training images, where there is no test part), evenly taken.
         seed: decides what is drawn.
 
-    Raises ``UserError`` for images of less than 8 pixels a side.
+    Raises ``UserError`` for what :func:`check` refuses.
     """
+    check(spaces)
     shown = spaces.shown
-    if min(shown.shape[:2]) < 8:
-        raise UserError(f"robustness: images of {shown.shape[0]}×{shown.shape[1]} are too small: give 8×8 or more")
-    if len(shown) < 2:
-        raise UserError(f"robustness: {len(shown)} image: give two or more")
     rows = np.unique(np.linspace(0, len(shown) - 1, min(items, len(shown))).astype(np.int64))
     part = shown.subset(rows)
     tried = names(shown.shape[2])

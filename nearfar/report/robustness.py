@@ -106,7 +106,8 @@ def _sensitivity(parts: dict[str, dict[str, Any]]) -> str:
     accuracy = "<th>linear probe<br>on the views</th>" * judged
     return ("<p>Each augmentation of the run's policy alone, at its strength: how far it moves features, beside how far "
             "another image is. 0: ignored; 1: as if it were another image.</p>"
-            f'<div class="half">{plots.sensitivities(parts)}</div><p>Mean cosine of an image and its view:</p><div class="wide"><table>'
+            f'<div class="half">{plots.sensitivities(parts)}</div><p>Mean cosine of an image and its view:</p>'
+            f'<div class="wide"><table>'
             f"<tr><th>augmentation</th>{heads}{accuracy}</tr>{body}</table></div>")  # fmt: skip
 
 
