@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,7 @@ class Spaces:
         return [f"{copies} of {len(self.test)} test images are exact copies of images the encoder was trained on"]
 
 
-def _thumbs(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
+def thumbs(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
     """Pictures to look at: one or three channels, at most 64 pixels. (N, H, W, C) -> (N, h, w, 1 | 3) uint8"""
     x = (pixels.astype(np.float32) - low) * (255 / (high - low))
     x = x if x.shape[3] in (1, 3) else x[..., :1]
@@ -145,13 +146,13 @@ def views_sheet(run: Run, part: Source, rows: np.ndarray) -> dict[str, np.ndarra
     content = part.read(rows)
     views = build.image_views(run.recipe, build.Input(run.input.shape, low, high), _VIEWS)
     seen = views.seen(content, step_generator(run.recipe.seed, 2 * 10**9))
-    stacked = np.stack([_thumbs(v.pixels.permute(0, 2, 3, 1).numpy(), 0.0, 1.0) for v in seen], 1)  # (m, v, h, w, c)
+    stacked = np.stack([thumbs(v.pixels.permute(0, 2, 3, 1).numpy(), 0.0, 1.0) for v in seen], 1)  # (m, v, h, w, c)
     text = [[v.drawn.describe(i) for v in seen] for i in range(len(content))]
-    return {"views_original": _thumbs(content, low, high), "views": stacked, "views_text": np.array(text)}
+    return {"views_original": thumbs(content, low, high), "views": stacked, "views_text": np.array(text)}
 
 
-def write(path: Path, spaces: Spaces, corrupted: np.ndarray | None = None) -> None:
-    """Gather everything and write it, whole or not at all. corrupted (K, H, W, C) in [0, 1]: pictures to show, too"""
+def write(path: Path, spaces: Spaces, pictures: Mapping[str, np.ndarray] = {}) -> None:
+    """Gather everything, with pictures that were made already, and write it, whole or not at all."""
     shown, rows = spaces.shown, spaces.sample
     if not len(rows):
         raise UserError("no images to show")
@@ -162,7 +163,7 @@ def write(path: Path, spaces: Spaces, corrupted: np.ndarray | None = None) -> No
     labels = np.full(len(rows), -1) if shown.labels is None else shown.labels[rows]
     held = {
         "features": z.astype(np.float16),
-        "thumbs": _thumbs(shown.read(rows), *spaces.run.input.range_for(shown)),
+        "thumbs": thumbs(shown.read(rows), *spaces.run.input.range_for(shown)),
         "labels": labels,
         "names": np.array([str(shown.names[i]) for i in rows]),
         "classes": np.array(shown.classes or (), dtype=str),
@@ -174,9 +175,8 @@ def write(path: Path, spaces: Spaces, corrupted: np.ndarray | None = None) -> No
         "spectrum_untrained": geometry.spectrum(spaces.on_shown("untrained encoder")[rows]),
         "spectrum_projection": geometry.spectrum(spaces.on_shown("projection")[rows]),
         **views_sheet(spaces.run, shown, rows[: min(_ORIGINALS, len(rows))]),
+        **pictures,
     }  # fmt: skip
-    if corrupted is not None:
-        held["corrupted"] = _thumbs(corrupted, 0.0, 1.0)
     side = path.with_name(f".{path.name}.tmp.npz")
     np.savez_compressed(side, **held)
     side.replace(path)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nearfar import build, compare, dist, gallery, methods, robustness
+from nearfar import build, compare, dist, gallery, leaks, methods, robustness
 from nearfar import recipe as recipes
 from nearfar.build import Input
 from nearfar.data import Loader, Source, Splits, to_stderr
@@ -336,17 +336,19 @@ class Run:
             result.protocol["items hash"] = data.fingerprint() + test.fingerprint()
             compare.write(self.folder / "predictions.npz", result, test.labels)
             notes = [*result.notes, *notes]
+        duplicates, pictures, said = leaks.judged(data, test, result, more=more)
+        notes += said
         held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},
-                "geometry": spaces.geometry(), "source": str(data.spec)}  # fmt: skip
-        corrupted = None
+                "geometry": spaces.geometry(), "source": str(data.spec), "duplicates": duplicates}  # fmt: skip
         if robust:
             if result is None:
                 say("without labels robustness is the views' cosines alone")
             with Bar("robustness", None) as bar:
-                held["robustness"], corrupted = robustness.measure(
+                held["robustness"], changed = robustness.measure(
                     spaces, result, progress=lambda share, text: bar.update(share, text=text))  # fmt: skip
+            pictures["corrupted"] = gallery.thumbs(changed, 0.0, 1.0)
         write_bytes(self.folder / "results.json", json.dumps(held, indent=1))
-        gallery.write(self.folder / "gallery.npz", spaces, corrupted)
+        gallery.write(self.folder / "gallery.npz", spaces, pictures)
         self.report()
         for note in notes:
             say(note)

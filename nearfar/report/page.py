@@ -7,7 +7,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from nearfar.report import chances, robustness, sections, transfer
+from nearfar.report import chances, leaks, robustness, sections, transfer
 from nearfar.report.load import Folder, read
 
 _CSS = """
@@ -33,6 +33,7 @@ img.px { image-rendering: pixelated; display: block; background: #8884 }
 .strip img { width: 84px; height: auto; border: 3px solid transparent } .strip figcaption { font-size: .72rem; line-height: 1.25;
   color: var(--soft); overflow-wrap: anywhere }
 .strip .first { border-right: 1px solid var(--line); padding-right: .6rem; width: 97px }
+.pairs { flex-wrap: wrap } .pairs figure, .pairs img { width: 160px }
 .found figure, .found img { width: 200px } .same img { border-color: var(--good) } .other img { border-color: var(--bad) }
 .map { display: flex; gap: 1rem; flex-wrap: wrap } .map canvas { width: min(100%, 40rem); aspect-ratio: 4/3; border: 1px solid
   var(--line); border-radius: 6px } .map aside { width: 12rem; font-size: .85rem }
@@ -70,6 +71,9 @@ _SECTIONS: list[tuple[str, str, Callable[[Folder], str]]] = [
      "and compressed ones; and what has the encoder been taught to ignore?", robustness.section),
     ("Do its chances mean what they say", "The linear probe's probabilities on test images: of those it is 80 % sure of, "
      "80 % should be right. 95 % intervals under the numbers.", chances.calibration),
+    ("Test images that the training part holds too", "Recoded, mirrored, shifted, brightened: nearer than chance would "
+     "have it, by the nearest training image's distance over the tenth nearest's. Such images are remembered, not "
+     "recognised.", leaks.duplicates),
     ("What test images find among themselves", "Each ranked against the others by cosine, and k-means with as many "
      "clusters as classes; nothing is fitted. 95 % intervals under the numbers.", chances.among),
     ("Transferred to other tasks", "Heads on this encoder and on the same one with random weights, trained on the same few "

@@ -8,7 +8,7 @@ from typing import Any
 
 from nearfar.report import plots
 from nearfar.report.load import Folder, read
-from nearfar.report.sections import _figure
+from nearfar.report.sections import figure
 
 _JUDGES = {"linear": "linear probe", "kNN": "kNN"}
 
@@ -44,9 +44,9 @@ def _pictures(folder: Folder, tried: list[str]) -> str:
     pictures = folder.gallery.get("corrupted", ())
     if len(pictures) != len(tried) + 1:
         return ""
-    figures = "".join(_figure(x, _words(name)) for x, name in zip(pictures[1:], tried))
+    figures = "".join(figure(x, _words(name)) for x, name in zip(pictures[1:], tried))
     return (f'<p>One image at severity 3:</p><div class="strip" style="flex-wrap:wrap">'
-            f'{_figure(pictures[0], "as it is", "first")}{figures}</div>')  # fmt: skip
+            f'{figure(pictures[0], "as it is", "first")}{figures}</div>')  # fmt: skip
 
 
 def _tinted(cell: dict[str, Any], low: float, high: float) -> str:

@@ -24,7 +24,7 @@ def _picture(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
 
 
-def _figure(pixels: np.ndarray, caption: str, kind: str = "", alt: str = "") -> str:
+def figure(pixels: np.ndarray, caption: str, kind: str = "", alt: str = "") -> str:
     return (f'<figure class="{kind}"><img class="px" src="{_picture(pixels)}" alt="{escape(alt or caption)}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>")  # fmt: skip
 
@@ -97,8 +97,8 @@ def views(folder: Folder) -> str:
         return _NO_GALLERY
     out = ""
     for original, seen, said in zip(g["views_original"], g["views"], g["views_text"]):
-        strip = "".join(_figure(v, str(t), alt="a view") for v, t in zip(seen, said))
-        out += f'<div class="strip">{_figure(original, "original", "first")}{strip}</div>'
+        strip = "".join(figure(v, str(t), alt="a view") for v, t in zip(seen, said))
+        out += f'<div class="strip">{figure(original, "original", "first")}{strip}</div>'
     return out
 
 
@@ -110,13 +110,13 @@ def neighbours(folder: Folder) -> str:
     called = lambda i: str(classes[labels[i]]) if len(classes) and labels[i] >= 0 else str(names[i])  # noqa: E731
     out = ""
     for row, cosine in zip(g["neighbours"], g["neighbour_cosine"]):
-        out += f'<div class="strip">{_figure(g["thumbs"][row[0]], called(row[0]), "first")}'
+        out += f'<div class="strip">{figure(g["thumbs"][row[0]], called(row[0]), "first")}'
         for i, c in zip(row[1:], cosine[1:]):
             known = labels[i] >= 0
             same = labels[i] == labels[row[0]]
             mark = ("✓ " if same else "✗ ") if known else ""
             kind = ("same" if same else "other") if known else ""
-            out += _figure(g["thumbs"][i], f"{mark}{called(i)} · {c:.2f}", kind)
+            out += figure(g["thumbs"][i], f"{mark}{called(i)} · {c:.2f}", kind)
         out += "</div>"
     return out
 
