@@ -29,6 +29,15 @@ Change = Callable[[np.ndarray, np.ndarray], Tensor]
 """Numbers (B,) and images (B, H, W, C) in [0, 1] -> (B, C, H, W)."""
 
 
+def check(spaces: Spaces) -> None:
+    """One line for images of less than 8 pixels a side, and for fewer than two."""
+    shown = spaces.shown
+    if min(shown.shape[:2]) < 8:
+        raise UserError(f"robustness: images of {shown.shape[0]}×{shown.shape[1]} are too small: give 8×8 or more")
+    if len(shown) < 2:
+        raise UserError(f"robustness: {len(shown)} image: give two or more")
+
+
 def measure(
     spaces: Spaces, result: Evaluation | None, *, seed: int = 0, items: int = ITEMS,
     progress: Callable[[float, str], None] = lambda share, text: None,
@@ -42,13 +51,10 @@ def measure(
         items: at most so many of the test images (of the training images, where there is no test part), evenly taken.
         seed: decides what is drawn.
 
-    Raises ``UserError`` for images of less than 8 pixels a side.
+    Raises ``UserError`` for what :func:`check` refuses.
     """
+    check(spaces)
     shown = spaces.shown
-    if min(shown.shape[:2]) < 8:
-        raise UserError(f"robustness: images of {shown.shape[0]}×{shown.shape[1]} are too small: give 8×8 or more")
-    if len(shown) < 2:
-        raise UserError(f"robustness: {len(shown)} image: give two or more")
     rows = np.unique(np.linspace(0, len(shown) - 1, min(items, len(shown))).astype(np.int64))
     part = shown.subset(rows)
     tried = names(shown.shape[2])
@@ -56,7 +62,7 @@ def measure(
     judged = None
     if result is not None:
         judged = _corrupted(spaces, result, part, rows, tried, clean, seed, progress)
-    first = _range(spaces, part, np.zeros(1, np.int64))
+    first = _in_unit_range(spaces, part, np.zeros(1, np.int64))
     seen = [first, *(corrupt(first, name, SHOWN_AT, seed=seed, index=rows[:1]) for name in tried)]
     return {
         "protocol": _protocol(spaces, part, tried, seed), "corruptions": judged,
@@ -77,7 +83,7 @@ def _protocol(spaces: Spaces, part: Source, tried: tuple[str, ...], seed: int) -
     }  # fmt: skip
 
 
-def _range(spaces: Spaces, part: Source, index: np.ndarray) -> np.ndarray:
+def _in_unit_range(spaces: Spaces, part: Source, index: np.ndarray) -> np.ndarray:
     """Images in [0, 1]. -> (B, H, W, C)"""
     return plain(part.read(index), *spaces.run.input.range_for(part)).permute(0, 2, 3, 1).numpy()
 
@@ -92,7 +98,7 @@ def _embed(spaces: Spaces, part: Source, change: Change) -> dict[str, np.ndarray
     step = max(1, _VALUES // int(np.prod(part.shape)))
     for at in range(0, len(part), step):
         index = np.arange(at, min(at + step, len(part)))
-        for name, z in spaces.of_batch(change(index, _range(spaces, part, index))).items():
+        for name, z in spaces.of_batch(change(index, _in_unit_range(spaces, part, index))).items():
             out.setdefault(name, []).append(z)
     return {name: np.concatenate(parts) for name, parts in out.items()}
 

@@ -321,6 +321,8 @@ class Run:
         else:
             data, test = build.split(self.open(self.recipe.source if source is None else source, say), self.recipe)
         spaces = gallery.Spaces(self, data, test)
+        if robust:
+            robustness.check(spaces)  # before anything is judged or written
         result, notes = None, spaces.notes()
         if test is None or data.labels is None or test.labels is None:
             say("no labels and so no accuracies: the report shows neighbours, map and spectrum")

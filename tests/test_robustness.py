@@ -372,7 +372,7 @@ def test_a_run_is_judged_on_corrupted_images(small_run, tmp_path, capsys, monkey
 
 def test_without_labels_there_are_cosines_and_where_images_are_too_small_a_line(tmp_path, digits, capsys):
     np.save(tmp_path / "x.npy", digits[0][:60])
-    np.save(tmp_path / "small.npy", digits[0][:60, :6])
+    np.savez(tmp_path / "small.npz", images=digits[0][:200, :6], labels=digits[1][:200])
     run = nearfar.train(tmp_path / "x.npy", out=tmp_path / "a", steps=2, batch=16, width=4, show=False)
     assert "nearfar evaluate RUN --robust" in (run.folder / "report.html").read_text()
     said = []
@@ -382,11 +382,13 @@ def test_without_labels_there_are_cosines_and_where_images_are_too_small_a_line(
     assert held["corruptions"] is None
     assert set(held["sensitivity"]["crop"]["nearfar"]) == {"cosine", "other", "sensitivity"}
     assert "No labels were there to judge corrupted" in (run.folder / "report.html").read_text()
-    small = nearfar.train(tmp_path / "small.npy", out=tmp_path / "b", steps=2, batch=16, width=4, show=False)
+    small = nearfar.train(tmp_path / "small.npz", out=tmp_path / "b", steps=2, batch=16, width=4, show=False)
     before = (small.folder / "results.json").read_bytes()
+    (small.folder / "predictions.npz").unlink()
     assert cli.main(["evaluate", str(small.folder), "--robust"]) == 2
     assert "robustness: images of 6×8 are too small" in capsys.readouterr().err
     assert (small.folder / "results.json").read_bytes() == before
+    assert not (small.folder / "predictions.npz").exists()  # refused before anything is written
     np.savez(tmp_path / "e.npz", x_train=np.eye(4), y_train=np.arange(4) % 2, x_test=np.eye(4), y_test=np.arange(4) % 2)
     assert cli.main(["evaluate", str(tmp_path / "e.npz"), "--robust"]) == 2
     assert "--robust takes a run's folder" in capsys.readouterr().err

@@ -131,3 +131,25 @@ def reliability(bins: list[dict[str, Any]], error: float) -> str:
         lower.bar(low, n, width * 0.94, align="edge", color=COLOURS[7])
         lower.set(xlabel="chance of the likeliest class", ylabel="items")
         return _svg(figure, "reliability", "Accuracy of the probe against its chances")
+
+
+def sensitivities(parts: dict[str, dict[str, Any]]) -> str:
+    """How far each augmentation moves features, with intervals, by embedding."""
+    spaces = [s for s in ("nearfar", "projection", "untrained encoder") if s in next(iter(parts.values()))]
+    place, thick = np.arange(len(parts)), 0.8 / len(spaces)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6, 0.8 + 0.5 * len(parts)), layout="constrained")
+        axis = figure.subplots()
+        for i, space in enumerate(spaces):
+            cells = [held[space]["sensitivity"] for held in parts.values()]
+            value, low, high = (np.array([np.nan if c[k] is None else c[k] for c in cells], np.float64)
+                                for k in ("value", "low", "high"))  # fmt: skip
+            axis.barh(place + (i - (len(spaces) - 1) / 2) * thick, value, thick, color=COLOURS[i], label=space,
+                      xerr=(np.maximum(value - low, 0), np.maximum(high - value, 0)),
+                      error_kw={"ecolor": _INK, "lw": 0.8})  # fmt: skip
+        axis.axvline(1, color=_INK, lw=0.8, ls="--")
+        axis.set_yticks(place, list(parts))
+        axis.invert_yaxis()
+        axis.set_xlabel("sensitivity (0: ignored, 1: as another image)")
+        axis.legend()
+        return _svg(figure, "sensitivity", "Sensitivity of the features to each augmentation")

@@ -6,10 +6,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
-from matplotlib.figure import Figure
-
 from nearfar.report import plots
 from nearfar.report.load import Folder, read
 from nearfar.report.sections import figure
@@ -110,30 +106,9 @@ def _sensitivity(parts: dict[str, dict[str, Any]]) -> str:
     accuracy = "<th>linear probe<br>on the views</th>" * judged
     return ("<p>Each augmentation of the run's policy alone, at its strength: how far it moves features, beside how far "
             "another image is. 0: ignored; 1: as if it were another image.</p>"
-            f'<div class="half">{bars(parts)}</div><p>Mean cosine of an image and its view:</p><div class="wide"><table>'
+            f'<div class="half">{plots.sensitivities(parts)}</div><p>Mean cosine of an image and its view:</p>'
+            f'<div class="wide"><table>'
             f"<tr><th>augmentation</th>{heads}{accuracy}</tr>{body}</table></div>")  # fmt: skip
-
-
-def bars(parts: dict[str, dict[str, Any]]) -> str:
-    """Sensitivity to each augmentation, with intervals, by embedding."""
-    spaces = [s for s in ("nearfar", "projection", "untrained encoder") if s in next(iter(parts.values()))]
-    place, thick = np.arange(len(parts)), 0.8 / len(spaces)
-    with mpl.rc_context(plots._STYLE):
-        figure = Figure(figsize=(6, 0.8 + 0.5 * len(parts)), layout="constrained")
-        axis = figure.subplots()
-        for i, space in enumerate(spaces):
-            cells = [held[space]["sensitivity"] for held in parts.values()]
-            value, low, high = (np.array([np.nan if c[k] is None else c[k] for c in cells], np.float64)
-                                for k in ("value", "low", "high"))  # fmt: skip
-            axis.barh(place + (i - (len(spaces) - 1) / 2) * thick, value, thick, color=plots.COLOURS[i], label=space,
-                      xerr=(np.maximum(value - low, 0), np.maximum(high - value, 0)),
-                      error_kw={"ecolor": plots._INK, "lw": 0.8})  # fmt: skip
-        axis.axvline(1, color=plots._INK, lw=0.8, ls="--")
-        axis.set_yticks(place, list(parts))
-        axis.invert_yaxis()
-        axis.set_xlabel("sensitivity (0: ignored, 1: as another image)")
-        axis.legend()
-        return plots._svg(figure, "sensitivity", "Sensitivity of the features to each augmentation")
 
 
 def print_table(run: Path) -> None:
