@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "train": "nearfar.run", "load": "nearfar.run", "Run": "nearfar.run", "Recipe": "nearfar.recipe",
     "evaluate_model": "nearfar.foreign.judge", "Embedder": "nearfar.estimator", "UserError": "nearfar.errors",
+    "Transferred": "nearfar.transferred",
 }  # fmt: skip
 __all__ = [*_WHERE, "__version__"]
 

@@ -180,8 +180,8 @@ def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, 
 
 
 def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int = 10,
-             labels: tuple[str, ...] = ("1", "5", "10"), more: bool = False, out: str = "", like: str = "",
-             choices: _Foreign = Choices()) -> None:  # noqa: B008 # fmt: skip
+             labels: tuple[str, ...] = ("1", "5", "10"), more: bool = False, robust: bool = False,
+             out: str = "", like: str = "", choices: _Foreign = Choices()) -> None:  # noqa: B008 # fmt: skip
     """judge a run on a source: kNN, linear probe, few labels, beside raw pixels and the untrained encoder
 
     Args:
@@ -193,6 +193,8 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
         draws: draws of the few labels.
         labels: how many labels a class, or which share of the training labels: 1 5 10 1% 10%.
         more: also how test items retrieve and cluster among themselves: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
+        robust: also how the probes stand up to corrupted test images (noise, blur, weather, JPEG), and how far each
+            augmentation of the run's policy moves the features.
         out: of a foreign model: the folder of its results; judged/NAME-on-SOURCE where left out.
         like: of a foreign model: a run by which the source is opened and split, so that compare takes both.
     """
@@ -200,6 +202,8 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
     from nearfar.run import load
 
     few = tuple(amount(n) for n in labels)  # before anything long
+    if robust and (is_foreign(run) or run.endswith(".npz")):
+        raise UserError(f"--robust takes a run's folder, by whose policy it changes the run's images: {run} is none")
     if is_foreign(run):
         from nearfar.foreign.judge import evaluate_model, folder_for
 
@@ -225,7 +229,7 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
         print(f"results {files_of(Path(run))[0]}")
         return
     opened = load(run)
-    result = opened.evaluate(source or None, draws=draws, labels_per_class=few, more=more, say=_say)
+    result = opened.evaluate(source or None, draws=draws, labels_per_class=few, more=more, robust=robust, say=_say)
     if result is not None:
         result.render()
         best = result.judgements["nearfar"]["linear"].metrics
@@ -235,6 +239,10 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
         c = best["calibration"]
         print(f"linear, probabilities: top-5 {c['top5']:.3f}  log loss {c['log_loss']:.3f}  Brier {c['brier']:.3f}  "
               f"calibration error {c['ece']:.3f}")  # fmt: skip
+    if robust:
+        from nearfar.report.robustness import print_table
+
+        print_table(opened.folder)
     print(f"results {opened.folder / 'results.json'}\nreport  {opened.folder / 'report.html'}")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nearfar import build
+from nearfar import build, transferred
 from nearfar.data.annotations import looks_annotated, open_scenes
 from nearfar.data.scenes import Scenes, picture
 from nearfar.data.source import Source, shown
@@ -29,11 +29,12 @@ from nearfar.training import checkpoint
 from nearfar.training.checkpoint import write_bytes
 from nearfar.transfer import tables
 from nearfar.transfer.classification import Labelled
+from nearfar.transfer.drawing import legend
 from nearfar.transfer.fitting import fit, measure
 from nearfar.transfer.pictures import Pictures, draw
 from nearfar.transfer.settings import MODES, Settings
+from nearfar.transferred import TASKS
 
-TASKS = ("classification", "detection", "segmentation")
 STARTS = ("random", "pre-trained")
 _SHOWN = 4  # test pictures that are drawn
 
@@ -74,7 +75,9 @@ def transfer(
         max_bad: largest share of annotated pictures that may be missing or broken.
         out: the folder; TASK-HEAD in the run's ``transfer/`` where it is left out.
 
-    Returns what is written to ``results.json``. Raises ``UserError`` for what cannot be trained or judged.
+    Returns what is written to ``results.json``; ``model.safetensors`` beside it is the pre-trained encoder with its
+    head, of the first seed and the last of ``labels`` and ``modes``: :class:`nearfar.Transferred` opens it. Raises
+    ``UserError`` for what cannot be trained or judged.
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
     settings = _resolved(settings or Settings(), modes, seeds)
@@ -85,26 +88,34 @@ def transfer(
         say(note)
     folder = Path(out) if out else runs[0].folder / "transfer" / f"{data.name}-{settings.head}"
     folder.mkdir(parents=True, exist_ok=True)
-    protocol = _protocol(runs, data, settings)
+    protocol = _protocol(runs[0], data, settings)
+    weights = [checkpoint.digest(r.encoder.state_dict())[:16] for r in runs]
     cells = tables.Cells(folder / "cells.jsonl", protocol)
     pictures: dict[str, np.ndarray] = {}
+    asked: list[dict[str, Any]] = []
     for n in labels:
         for seed in range(seeds):
             part = data.drawn(n, seed)
             for start in STARTS:
                 for mode in modes:
-                    key = {"labels": n, "seed": seed, "start": start, "mode": mode}
+                    own = weights[seed % len(runs)] if start == "pre-trained" else ""
+                    key = {"labels": n, "seed": seed, "start": start, "mode": mode, "weights": own}
+                    asked.append(key)
                     if cells.has(key):
                         continue
-                    found, cell = _one(runs[seed % len(runs)], data, part, settings, key, show)
+                    model, found, cell = _one(runs[seed % len(runs)], data, part, settings, key, show)
+                    if key["start"] == "pre-trained" and (seed, n, mode) == (0, labels[-1], modes[-1]):
+                        transferred.save(folder, model, _about(runs[0], data) | key, settings)
                     cells.add(key | cell)
                     if seed == 0:
                         _keep(pictures, data, found, f"{n} labels, {start}, {mode}" if len(labels) > 1
                               else f"{start}, {mode}")  # fmt: skip
     _write_pictures(folder / "pictures.npz", pictures, data)
-    result = tables.summary(cells.rows(labels, seeds, modes), data.task.COLUMNS, data.classes) | {
-        "task": data.name, "source": data.spec, "protocol": protocol, "notes": list(data.notes),
-        "environment": describe_environment()}  # fmt: skip
+    result = tables.summary(cells.rows(asked), data.task.COLUMNS, data.classes) | {
+        "task": data.name, "source": data.spec, "notes": list(data.notes), "environment": describe_environment(),
+        "legend": legend(data.name, data.classes),
+        "protocol": protocol | {"pre-trained": [f"{r.recipe.method}, seed {r.recipe.seed}" for r in runs],
+                                "encoder weights": weights}}  # fmt: skip
     write_bytes(folder / "results.json", json.dumps(result, indent=1))
     for run in runs[:1]:
         run.report()
@@ -180,8 +191,10 @@ def _labelled(run: Run, source: Any, say: Callable[[str], None]) -> Data:
 
 
 def _one(run: Run, data: Data, part: Any, settings: Settings, key: dict[str, Any], show: bool | None) -> Any:
-    """Train one head and judge it. -> what it found, what is kept of it"""
+    """Train one head and judge it. -> the model, what it found, what is kept of it"""
     seed, frozen = key["seed"], key["mode"] == "frozen"
+    if key["start"] == "random":  # has nothing to keep
+        settings = dataclasses.replace(settings, encoder_rate=1.0)
     began, task = time.perf_counter(), data.task
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -202,7 +215,7 @@ def _one(run: Run, data: Data, part: Any, settings: Settings, key: dict[str, Any
         losses = fit(model, settings, len(part), batch_of, task.loss_of, frozen=frozen, seed=seed, what=what, show=show)
     found = task.predict(model, data.test, range(len(data.test)))
     judged = task.judged(found, data.test, 0)
-    return found, {
+    return model, found, {
         "results": {name: r.to_dict() for name, r in judged.results.items()}, "per_class": list(judged.per_class),
         "drawn": {name: np.asarray(v).tolist() for name, v in judged.drawn.items()}, "losses": losses,
         "pictures": len(part), "seconds": round(time.perf_counter() - began, 1),
@@ -223,17 +236,22 @@ def _statistics(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     return held["mean"].view(-1).cpu(), held["std"].view(-1).cpu()
 
 
-def _protocol(runs: Sequence[Run], data: Data, settings: Settings) -> dict[str, Any]:
+def _protocol(run: Run, data: Data, settings: Settings) -> dict[str, Any]:
     kept = dataclasses.asdict(settings)
     if data.name == "classification":
         kept = {k: v for k, v in kept.items() if k not in ("image_size", "crop", "width", "output_stride")}
-    weights = [checkpoint.digest(r.encoder.state_dict())[:16] for r in runs]
+    recipe = run.recipe
     return {
-        "settings": kept, "encoder": runs[0].recipe.encoder, "pre-trained by": [r.recipe.method for r in runs],
-        "encoder weights": weights, "trained on pictures": data.pool, "judged on pictures": len(data.test),
+        "settings": kept, "encoder": recipe.encoder, "width": recipe.width, "input": run.input.shape,
+        "trained on pictures": data.pool, "judged on pictures": len(data.test),
         "test hash": data.digest, "chosen on the test part": "nothing; the last step is judged",
         "intervals": "95 %: pictures drawn again (200 times) and, over several seeds, seeds drawn again, both levels",
     }  # fmt: skip
+
+
+def _about(run: Run, data: Data) -> dict[str, Any]:
+    return {"task": data.name, "classes": list(data.classes), "encoder": run.recipe.encoder, "width": run.recipe.width,
+            "input": list(run.input.shape)}  # fmt: skip
 
 
 def _keep(pictures: dict[str, np.ndarray], data: Data, found: Any, row: str) -> None:

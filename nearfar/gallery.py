@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,15 @@ class Spaces:
         """``{name: (train, test)}``: ours before and after the projector, untrained, raw pixels."""
         return self._pairs
 
+    @torch.no_grad()
+    def of_batch(self, x: torch.Tensor) -> dict[str, np.ndarray]:
+        """Each space's features of pictures that are no source: corrupted ones, views. x (B, C, H, W) in [0, 1]"""
+        method = self.run.method
+        h = method.encoder(x.to(next(method.parameters()).device))
+        held = {"nearfar": h, "projection": method.project(h), "untrained encoder": self.untrained.encoder(x.cpu()),
+                "raw pixels": x.permute(0, 2, 3, 1).flatten(1)}  # fmt: skip
+        return {name: z.float().cpu().numpy() for name, z in held.items()}
+
     def on_shown(self, name: str) -> np.ndarray:
         a, b = self._pairs[name]
         return a if b is None else b
@@ -87,24 +97,24 @@ class Spaces:
         low, high = run.input.range_for(part)
         views = build.image_views(run.recipe, build.Input(run.input.shape, low, high), 2)
         out: dict[str, list[list[np.ndarray]]] = {n: [[], []] for n in ("nearfar", "projection", "untrained encoder")}
-        device = next(run.method.parameters()).device
-        with torch.no_grad():
-            for at in range(0, len(part), 250):
-                content = part.read(np.arange(at, min(at + 250, len(part))))
-                for side, x in enumerate(views(content, step_generator(run.recipe.seed, 10**9 + at), device)):
-                    h = run.method.encoder(x)
-                    out["nearfar"][side].append(h.float().cpu().numpy())
-                    out["projection"][side].append(run.method.project(h).float().cpu().numpy())
-                    out["untrained encoder"][side].append(self.untrained.encoder(x.cpu()).float().numpy())
+        for at in range(0, len(part), 250):
+            content = part.read(np.arange(at, min(at + 250, len(part))))
+            for side, x in enumerate(views(content, step_generator(run.recipe.seed, 10**9 + at))):
+                z = self.of_batch(x)
+                for name in out:
+                    out[name][side].append(z[name])
         return {n: (np.concatenate(a), np.concatenate(b)) for n, (a, b) in out.items()}
 
     def geometry(self) -> dict[str, dict[str, float]]:
-        """Effective rank, alignment and uniformity of each space, on the shown images."""
+        """Label-free measures of each space, on the shown images; LiDAR from two views of at most 1,000 of them."""
         out = {}
         for name, (a, b) in self.two_views.items():
             z = self.on_shown(name)[self.sample]
             out[name] = {"effective_rank": geometry.effective_rank(z), "dimensions": z.shape[1],
-                         "alignment": geometry.alignment(a, b), "uniformity": geometry.uniformity(z)}  # fmt: skip
+                         "alignment": geometry.alignment(a, b), "uniformity": geometry.uniformity(z),
+                         "rankme": geometry.rankme(z), "alpha_req": geometry.alpha_req(z),
+                         "lidar": geometry.lidar(np.stack([a, b], 1)) if len(a) > 1 else 0.0}  # fmt: skip
+            out[name] = {k: v if np.isfinite(v) else None for k, v in out[name].items()}  # JSON has no NaN
         return out
 
     def notes(self) -> list[str]:
@@ -141,8 +151,8 @@ def views_sheet(run: Run, part: Source, rows: np.ndarray) -> dict[str, np.ndarra
     return {"views_original": thumbs(content, low, high), "views": stacked, "views_text": np.array(text)}
 
 
-def write(path: Path, spaces: Spaces, pictures: dict[str, np.ndarray]) -> None:
-    """Gather everything, with pictures that are there already, and write it, whole or not at all."""
+def write(path: Path, spaces: Spaces, pictures: Mapping[str, np.ndarray] = {}) -> None:
+    """Gather everything, with pictures that were made already, and write it, whole or not at all."""
     shown, rows = spaces.shown, spaces.sample
     if not len(rows):
         raise UserError("no images to show")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nearfar import build, compare, dist, gallery, leaks, methods
+from nearfar import build, compare, dist, gallery, leaks, methods, robustness
 from nearfar import recipe as recipes
 from nearfar.build import Input
 from nearfar.data import Loader, Source, Splits, to_stderr
@@ -308,12 +308,13 @@ class Run:
 
     def evaluate(
         self, source: Any = None, *, draws: int = 10, labels_per_class: tuple[int | str, ...] = (1, 5, 10),
-        more: bool = False, say: Callable[[str], None] = lambda text: None,
+        more: bool = False, robust: bool = False, say: Callable[[str], None] = lambda text: None,
     ) -> Evaluation | None:  # fmt: skip
         """Judge features, projections, the untrained encoder and raw pixels; write results and the report.
 
         Probes are fitted on the source's training part and judged on its test part (its own, or the one held
-        out by the recipe's seed, which is the one training did not see). None where there are no labels.
+        out by the recipe's seed, which is the one training did not see). None where there are no labels. With
+        ``robust``, also on corrupted test images and on each augmentation alone, under ``robustness`` in results.json.
         """
         if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Source):
             data, test = source
@@ -333,15 +334,17 @@ class Run:
             result.protocol["items hash"] = data.fingerprint() + test.fingerprint()
             compare.write(self.folder / "predictions.npz", result, test.labels)
             notes = [*result.notes, *notes]
-        found, duplicates, pictures = leaks.find(data, test, more=more), None, {}
-        if isinstance(found, leaks.Leaks):
-            duplicates, pictures = found.held, found.pictures
-            duplicates["judged"] = {} if result is None else leaks.without(result, test.labels, found.out)
-        elif found:
-            duplicates = {"left out": found}
-        notes += [found.note if isinstance(found, leaks.Leaks) else found] if found else []
+        duplicates, pictures, said = leaks.judged(data, test, result, more=more)
+        notes += said
         held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},
                 "geometry": spaces.geometry(), "source": str(data.spec), "duplicates": duplicates}  # fmt: skip
+        if robust:
+            if result is None:
+                say("without labels robustness is the views' cosines alone")
+            with Bar("robustness", None) as bar:
+                held["robustness"], changed = robustness.measure(
+                    spaces, result, progress=lambda share, text: bar.update(share, text=text))  # fmt: skip
+            pictures["corrupted"] = gallery.thumbs(changed, 0.0, 1.0)
         write_bytes(self.folder / "results.json", json.dumps(held, indent=1))
         gallery.write(self.folder / "gallery.npz", spaces, pictures)
         self.report()

@@ -13,6 +13,7 @@ from sklearn import metrics
 from sklearn.metrics import log_loss, ndcg_score, roc_auc_score, top_k_accuracy_score
 
 from nearfar import evaluate as ev
+from nearfar.errors import UserError
 from nearfar.evaluate import clusters, geometry, intervals, similarity
 from nearfar.evaluate.retrieval import find
 
@@ -283,3 +284,26 @@ def test_faiss_is_taken_for_large_banks_only(monkeypatch):
     assert find(z, z, 5).engine == "faiss"
     judged = ev.knn(z, np.arange(500) % 2, z[:50], np.arange(50) % 2, ["a", "b"])
     assert judged.result.detail["search"] == "faiss"
+
+
+def test_what_predicts_the_probe_is_spearmans():
+    from scipy.stats import spearmanr
+
+    from nearfar.evaluate.predictors import predictive
+
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=30)
+    measures = {"near": scores + rng.normal(size=30) * 0.3, "far": rng.normal(size=30), "gaps": scores.copy()}
+    measures["gaps"][:4] = np.nan
+    found = predictive(measures, scores)
+    for name, values in measures.items():
+        held = np.isfinite(values)
+        assert found[name].value == pytest.approx(spearmanr(values[held], scores[held]).statistic, abs=1e-12)
+        assert found[name].low <= found[name].value <= found[name].high
+    assert found["gaps"].n == 26
+    assert found["near"].low > 0.5
+    assert found["far"].low < 0 < found["far"].high
+    with pytest.raises(UserError, match="4 embeddings: give five or more"):
+        predictive({"x": np.arange(4.0)}, np.arange(4.0))
+    with pytest.raises(UserError, match="values for"):
+        predictive({"x": np.arange(6.0)}, np.arange(7.0))

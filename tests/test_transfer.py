@@ -139,7 +139,8 @@ def test_pixels_of_255_are_judged_by_nobody():
         segmentation([np.zeros((2, 2))], ["a", "b"])
 
 
-@pytest.mark.parametrize("name", ["resnet10", "resnet18", "torchvision:resnet18", "torchvision:resnet50", "cnn"])
+@pytest.mark.parametrize("name", ["resnet10", "resnet18", "torchvision:resnet18", "torchvision:resnet50",
+                                  "cnn", "timm:resnet18", "timm:convnext_atto"])
 def test_levels_are_what_the_maps_are(name):
     net = encoder(name)
     held = levels(net, 3)
@@ -155,7 +156,7 @@ def test_levels_are_what_the_maps_are(name):
 
 
 def test_an_encoder_without_maps_is_a_line():
-    with pytest.raises(UserError, match="need an encoder's maps"):
+    with pytest.raises(UserError, match="gives no feature maps"):
         levels(encoder("torchvision:mobilenet_v3_small"), 3)
 
 
@@ -367,6 +368,16 @@ def test_the_command_writes_table_pictures_and_page(dense_run, capsys):
     assert json.loads((folder / "results.json").read_text())["rows"] == held["rows"]
 
 
+    model = nearfar.Transferred(folder)
+    found = model.predict(sorted((source / "JPEGImages").iterdir())[:2])
+    assert [type(f).__name__ for f in found] == ["Found", "Found"]
+    assert model.classes == ("bright", "dark")
+    with pytest.raises(UserError, match="cannot be read: not an image"):
+        model.predict(source / "Annotations/p00.xml")
+    with pytest.raises(UserError, match="is missing"):
+        nearfar.Transferred(run.folder)
+
+
 def test_killed_it_goes_on_and_ends_with_the_same_numbers(dense_run, tmp_path):
     run, source = dense_run
     asked = [sys.executable, "-m", "nearfar", "transfer", str(run.folder), str(source), "--labels", "6", "--steps",
@@ -413,6 +424,16 @@ def test_classification_frozen_is_the_few_label_probe(small_run, tmp_path):
                  if (r["labels"], r["start"], r["mode"]) == (n, "pre-trained", "frozen")]  # fmt: skip
         want = judged["nearfar"][f"{n} labels linear"].detail["draws"]
         assert cells[0] == pytest.approx(want, abs=1e-6)
+
+
+    model = nearfar.Transferred(tmp_path)
+    x = np.load(small_run.recipe.source)["x_test"]
+    splits = small_run.open(small_run.recipe.source)
+    said = model.predict(x)
+    share = (said == np.array(splits.test.classes)[splits.test.labels]).mean()
+    cell = next(r["cells"]["accuracy"]["seeds"][0] for r in held["rows"]
+                if (r["labels"], r["start"], r["mode"]) == (5, "pre-trained", "fine-tuned"))  # fmt: skip
+    assert share == pytest.approx(cell, abs=1e-9)
 
 
 def test_classified_is_scikit_learns(small_run):

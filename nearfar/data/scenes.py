@@ -69,8 +69,11 @@ class Scenes:
 
 def picture(scene: Scene, channels: int) -> np.ndarray:
     """The pixels of a scene, upright, grey or RGB. -> (H, W, C) uint8"""
-    with quiet():
-        return np.atleast_3d(decode(scene.path, channels, 0))
+    try:
+        with quiet():
+            return decode(scene.path, channels, 0)
+    except Exception as error:  # Pillow's decoders raise all kinds
+        raise UserError(f"{shown(scene.path)} cannot be read: {reason(error)}: mend it or take it out") from None
 
 
 class Counted:

@@ -35,6 +35,13 @@ class _Pooled(nn.Module):
         y = self.net(x)
         return y if y.dtype == torch.float64 else y.float()
 
+    def intermediates(self, x: Tensor) -> dict[str, Tensor]:
+        """The maps on the way, where the library gives them (timm): (B, C, H, W) -> (B, c, h, w) by name."""
+        if not hasattr(self.net, "forward_intermediates"):
+            raise UserError("this encoder gives no feature maps: use cnn, resnet10, resnet18, a ResNet of torchvision "
+                            "or a model of timm")  # fmt: skip
+        return {f"map{i + 1}": m for i, m in enumerate(self.net.forward_intermediates(x, intermediates_only=True))}
+
 
 class _Staged(nn.Module):
     """A torchvision ResNet without its head, whose stages' maps can be had: (B, C, H, W) -> maps by name."""

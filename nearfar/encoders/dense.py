@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nearfar.errors import UserError, require
+from nearfar.errors import require
 
 _BLANK = 128  # pixels a side of the picture by which levels are found
 
@@ -24,9 +24,6 @@ class Level(NamedTuple):
 
 def levels(encoder: nn.Module, channels: int) -> list[Level]:
     """The deepest map at each stride, finest first. Raises where the backbone gives no maps."""
-    if not hasattr(getattr(encoder, "backbone", encoder), "maps"):
-        raise UserError("detection and segmentation need an encoder's maps: use cnn, resnet10, resnet18, a ResNet of "
-                        "torchvision or a convolutional model of timm")  # fmt: skip
     was = encoder.training
     device = next(encoder.parameters()).device
     with torch.no_grad():

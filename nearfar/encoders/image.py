@@ -128,7 +128,8 @@ class ImageEncoder(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
-        return self.backbone.maps(self._prepare(x))
+        make = getattr(self.backbone, "maps", None) or self.backbone.intermediates
+        return make(self._prepare(x))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._prepare(x)

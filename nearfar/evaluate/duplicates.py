@@ -13,6 +13,7 @@ from nearfar.errors import UserError
 
 SIDE, COARSE = 32, 16  # pixels a side of what is compared and of what is searched
 K = 9  # how many further neighbours the nearest is measured by
+SAMPLE = 2000  # training images that are looked for among themselves
 FEWEST = 20  # training images among which a copy can be told from a lookalike
 _SAME = 1e-3  # distances below are 0 but for rounding
 
@@ -40,8 +41,14 @@ def reduced(images: np.ndarray) -> np.ndarray:
     return (x.round() if images.dtype.kind in "iu" else x).astype(images.dtype)
 
 
+def products(test: int, train: int, shape: tuple[int, int, int]) -> int:
+    """How many products the search takes: images and mirror images against all. shape (H, W, C)"""
+    h, w = (min(n, COARSE) for n in shape[:2])
+    return 2 * (test + min(SAMPLE, train)) * train * h * w * shape[2]
+
+
 def near_duplicates(
-    test: np.ndarray, train: np.ndarray, *, chance: float = 0.05, sample: int = 2000, seed: int = 0
+    test: np.ndarray, train: np.ndarray, *, chance: float = 0.05, sample: int = SAMPLE, seed: int = 0
 ) -> NearDuplicates:
     r"""Test images whose nearest training image is too near to be there by chance; needs no labels and no learning.
 
@@ -55,11 +62,10 @@ def near_duplicates(
     .. math:: P(V\le v) = 1-(1-v)^9
 
     (the distances' volumes are a Poisson process; with two neighbours: Facco et al. 2017,
-    doi:10.1038/s41598-017-11873-y). A pair is
-    a near-duplicate where that probability is at most ``chance / len(test)``: were there none, a false alarm would
-    come in ``chance`` of all test parts. m is such that half of the training images lie on either side of the
-    median of V, measured on ``sample`` of them among themselves; so it is also found how many of these have a
-    near-duplicate within the training part.
+    doi:10.1038/s41598-017-11873-y). A pair is a near-duplicate where that probability is at most
+    ``chance / len(test)``: were there none, a false alarm would come in ``chance`` of all test parts. m is such that
+    half of the training images lie on either side of the median of V, measured on ``sample`` of them among themselves;
+    so it is also found how many of these have a near-duplicate within the training part.
 
     An image that is there ten times or more, in different forms, is its own crowd and is not found.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,10 +91,14 @@ def _chances(model: Any, x: np.ndarray, kinds: int) -> np.ndarray:
     return chance / chance.sum(1, keepdims=True)
 
 
-def _judged(name: str, y: np.ndarray, predicted: np.ndarray, classes: list[str], **detail: Any) -> Judgement:
+def _judged(
+    name: str, predict: Callable[[np.ndarray], np.ndarray], test: np.ndarray, y: np.ndarray, classes: list[str],
+    **detail: Any,
+) -> Judgement:  # fmt: skip
+    predicted = predict(test)
     correct = predicted == y
     result = Result(name, float(correct.mean()), *bootstrap(correct), len(y), detail)
-    return Judgement(result, predicted, classification(y, predicted, classes))
+    return Judgement(result, predicted, classification(y, predicted, classes), predict=predict)
 
 
 def vote(
@@ -114,9 +119,8 @@ def knn(
 ) -> Judgement:  # fmt: skip
     """Weighted k-nearest-neighbour accuracy by cosine."""
     k = min(k, len(train))
-    predicted = vote(train, y_train, test, len(classes), k, temperature)
-    return _judged("kNN", y_test, predicted, classes, k=k, temperature=temperature,
-                   search=engine_of(len(test), *train.shape))  # fmt: skip
+    return _judged("kNN", lambda z: vote(train, y_train, z, len(classes), k, temperature), test, y_test, classes,
+                   k=k, temperature=temperature, search=engine_of(len(test), *train.shape))  # fmt: skip
 
 
 def _logistic(c: float, x: np.ndarray, y: np.ndarray, tol: float = 1e-4, most: int = 1000) -> Any:
@@ -137,11 +141,17 @@ def _validation(model: Any, x: np.ndarray, y: np.ndarray) -> tuple[float, float]
     return accuracy, float(logs[np.arange(len(y)), columns].mean())
 
 
-def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both parts by the training part's mean and deviation; what is constant there is 0. (N, d), (M, d), float32"""
+def standardiser(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Features by the training part's mean and deviation; what is constant there is 0. (N, d) -> (N, d) float32"""
     mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     scale = np.where(std > 1e-8, 1 / np.maximum(std, 1e-8), 0)
-    return ((train - mean) * scale).astype(np.float32), ((test - mean) * scale).astype(np.float32)
+    return lambda z: ((z - mean) * scale).astype(np.float32)
+
+
+def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both parts, standardised by the training part. (N, d), (M, d)"""
+    standard = standardiser(train)
+    return standard(train), standard(test)
 
 
 def linear_probe(
@@ -157,7 +167,8 @@ def linear_probe(
     """
     from sklearn.model_selection import train_test_split
 
-    a, b = standardised(train, test)
+    standard = standardiser(train)
+    a = standard(train)
     rows = np.random.default_rng(seed).permutation(len(a))[:5000]
     counts = np.bincount(y_train[rows])
     best, chosen = (-1.0, 0.0), grid[len(grid) // 2]
@@ -169,8 +180,8 @@ def linear_probe(
                 best, chosen = score, c
     model = _logistic(chosen, a, y_train)
     done = int(model.n_iter_[0]) < model.max_iter
-    judged = _judged("linear", y_test, model.predict(b), classes, C=chosen, converged=done)
-    judged.metrics["calibration"] = calibration(_chances(model, b, len(classes)), y_test)
+    judged = _judged("linear", lambda z: model.predict(standard(z)), test, y_test, classes, C=chosen, converged=done)
+    judged.metrics["calibration"] = calibration(_chances(model, standard(test), len(classes)), y_test)
     return judged
 
 

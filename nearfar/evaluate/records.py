@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,3 +30,4 @@ class Judgement:
     predictions: np.ndarray  # (N_test,), or (N_test, K) where an item has several labels
     metrics: dict[str, Any]
     by_item: np.ndarray | None = None  # (N_test,) ranking average precision, where an item has several labels
+    predict: Callable[[np.ndarray], np.ndarray] | None = None  # the fitted judge: features (M, d) -> classes (M,)

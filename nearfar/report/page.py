@@ -7,7 +7,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from nearfar.report import chances, leaks, sections, transfer
+from nearfar.report import chances, leaks, robustness, sections, transfer
 from nearfar.report.load import Folder, read
 
 _CSS = """
@@ -67,6 +67,8 @@ _SECTIONS: list[tuple[str, str, Callable[[Folder], str]]] = [
      sections.spectrum),
     ("Class by class", "From the linear probe on the features, hardest class first; rows of the matrix are the truth.",
      sections.classes),
+    ("What changed images do", "Do the probes, fitted on clean images, still read the features of noisy, blurred, fogged "
+     "and compressed ones; and what has the encoder been taught to ignore?", robustness.section),
     ("Do its chances mean what they say", "The linear probe's probabilities on test images: of those it is 80 % sure of, "
      "80 % should be right. 95 % intervals under the numbers.", chances.calibration),
     ("Test images that the training part holds too", "Recoded, mirrored, shifted, brightened: nearer than chance would "

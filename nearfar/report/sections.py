@@ -187,14 +187,20 @@ def spectrum(folder: Folder) -> str:
         return _NO_GALLERY
     keys = {"nearfar": "spectrum", "projection": "spectrum_projection", "untrained encoder": "spectrum_untrained"}
     named = {n: (g[k], geometry.get(n, {}).get("effective_rank")) for n, k in keys.items() if k in g}
+    heads = {"effective_rank": "effective rank", "rankme": "RankMe", "lidar": "LiDAR", "alpha_req": "α-ReQ",
+             "alignment": "alignment", "uniformity": "uniformity"}  # fmt: skip
+    said = {k: t for k, t in heads.items() if any(k in v for v in geometry.values())}
     rows = "".join(
-        f"<tr><td>{escape(n)}</td><td>{v['effective_rank']:.1f} of {v['dimensions']}</td><td>{v['alignment']:.3f}</td>"
-        f"<td>{v['uniformity']:.3f}</td></tr>" for n, v in geometry.items()
+        f"<tr><td>{escape(n)}, {v['dimensions']} dimensions</td>"
+        + "".join(f"<td>{v[k]:.3g}</td>" if v.get(k) is not None else "<td></td>" for k in said) + "</tr>"
+        for n, v in geometry.items()
     )  # fmt: skip
-    table = ('<div class="wide"><table><tr><th>space</th><th>effective rank</th><th>alignment</th><th>uniformity</th>'
-             f"</tr>{rows}</table></div><p class=soft>Alignment: how far apart two views of a picture lie (0 is best). "
-             "Uniformity: how evenly pictures spread over the sphere (lower is more even). The untrained encoder is "
-             "often well aligned because it tells nothing apart.</p>")  # fmt: skip
+    table = (f'<div class="wide"><table><tr><th>space</th>{"".join(f"<th>{t}</th>" for t in said.values())}</tr>{rows}'
+             "</table></div><p class=soft>Effective rank and RankMe: as if so many directions were used alike. LiDAR: of "
+             "them, those that tell pictures apart in spite of augmentation. α-ReQ: how fast the spectrum falls, about 1 "
+             "is best. Alignment: how far apart two views of a picture lie (0 is best). Uniformity: how evenly pictures "
+             "spread over the sphere (lower is more even). The untrained encoder is often well aligned because it tells "
+             "nothing apart.</p>")  # fmt: skip
     return f'<div class="half">{plots.spectra(named)}</div>{table if rows else ""}'
 
 

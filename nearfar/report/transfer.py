@@ -46,7 +46,14 @@ def _one(path: Path) -> str:
         for g in held["gains"] if g["column"] == columns[0])  # fmt: skip
     notes = "".join(f"<p class=soft>{escape(str(n))}</p>" for n in held.get("notes", []))
     return (f"<h3>{escape(held['task'])}</h3><p class=soft>{escape(facts)}</p><div class=wide><table><tr><th>labels</th>"
-            f"<th>encoder</th><th>mode</th>{head}</tr>{body}</table></div><ul>{gains}</ul>{notes}{_pictures(path)}")  # fmt: skip
+            f"<th>encoder</th><th>mode</th>{head}</tr>{body}</table></div><ul>{gains}</ul>{notes}{_legend(held)}{_pictures(path)}")  # fmt: skip
+
+
+def _legend(held: dict[str, Any]) -> str:
+    """Which colour is which class."""
+    named = held.get("legend") or {}
+    return "<p>" + " ".join(f'<span class="dot" style="background:{escape(c)}"></span>{escape(str(name))}'
+                            for name, c in named.items()) + "</p>" if named else ""  # fmt: skip
 
 
 def _cell(cell: dict[str, Any], best: bool) -> str:

@@ -20,6 +20,12 @@ def _canvas(pixels: np.ndarray) -> tuple[Image.Image, float]:
     return rgb.resize(size, Image.Resampling.BICUBIC), share
 
 
+def legend(task: str, classes: tuple[str, ...]) -> dict[str, str]:
+    """The colour of each class that is drawn, as #rrggbb; of masks, the background has none."""
+    named = {"detection": classes, "segmentation": classes[1:]}.get(task, ())
+    return {name: "#{:02x}{:02x}{:02x}".format(*colour(k)) for k, name in enumerate(named)}
+
+
 def colour(k: int) -> tuple[int, int, int]:
     return COLOURS[k % len(COLOURS)]
 

@@ -29,7 +29,7 @@ class Settings:
     output_stride: int = 8
     """segmentation: pixels between cells of the encoder's last map"""
     encoder_rate: float = 0.3
-    """factor of the encoder's learning rate where it is fine-tuned"""
+    """factor of a pre-trained encoder's learning rate where it is fine-tuned; random weights learn at the full rate"""
     precision: str = "auto"
     """auto, 32-true or bf16-mixed; auto: bf16 where the hardware has it"""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.001, weight_decay=0.0001, beta2=0.999, clip=10.0))

@@ -42,13 +42,13 @@ class Cells:
             os.fsync(file.fileno())
         self._held[_key(row)] = row
 
-    def rows(self, labels: Sequence[int | str], seeds: int, modes: Sequence[str]) -> list[dict[str, Any]]:
-        """The rows that were asked for."""
-        return [r for r in self._held.values() if r["labels"] in labels and r["seed"] < seeds and r["mode"] in modes]
+    def rows(self, keys: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows that were asked for, in the order of their keys."""
+        return [self._held[_key(k)] for k in keys]
 
 
 def _key(row: dict[str, Any]) -> str:
-    return json.dumps([row["labels"], row["seed"], row["start"], row["mode"]])
+    return json.dumps([row[name] for name in ("labels", "seed", "start", "mode", "weights")])
 
 
 def interval(drawn: np.ndarray, seed: int = 0) -> tuple[float, float]:
