@@ -15,6 +15,7 @@ SIDE, COARSE = 32, 16  # pixels a side of what is compared and of what is search
 K = 9  # how many further neighbours the nearest is measured by
 SAMPLE = 2000  # training images that are looked for among themselves
 FEWEST = 20  # training images among which a copy can be told from a lookalike
+_FAR = 0.8  # r1 / r10 of the search above which no shift is tried: copies lie far below
 _SAME = 1e-3  # distances below are 0 but for rounding
 
 
@@ -87,7 +88,8 @@ def near_duplicates(
     middle = float(np.median(np.log(np.maximum(own, _SAME))))
     dimension = of_half / min(middle, -1e-6)
     limit = float((1 - (1 - chance / max(1, len(test))) ** (1 / K)) ** (1 / dimension))
-    index, correlation, ratio = _nearest(reduced(test), bank, wide)
+    limit = min(limit, _FAR)
+    index, correlation, ratio = _nearest(reduced(test), bank, wide, above=_FAR)
     found = np.flatnonzero(ratio <= limit)
     found = found[np.lexsort((found, -correlation[found]))]
     return NearDuplicates(found, index[found], correlation[found], ratio[found], limit, float(dimension),
@@ -95,9 +97,13 @@ def near_duplicates(
 
 
 def _nearest(
-    query: np.ndarray, bank: np.ndarray, wide: Tensor, itself: np.ndarray | None = None, chunk: int = 1000
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nearest row of the bank, its correlation, and r1 / r10. itself (Q,): rows left out. -> three of (Q,)"""
+    query: np.ndarray, bank: np.ndarray, wide: Tensor, itself: np.ndarray | None = None, above: float = np.inf,
+    chunk: int = 1000,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Nearest row of the bank, its correlation, and r1 / r10. itself (Q,): rows left out. -> three of (Q,)
+
+    Where r1 / r10 of the search lies above ``above``, its correlations are given, which no shift has made larger.
+    """
     out = []
     for at in range(0, len(query), chunk):
         q = query[at : at + chunk]
@@ -106,15 +112,20 @@ def _nearest(
         s = torch.maximum(s, mirrored)
         if itself is not None:
             s[torch.arange(len(q)), torch.from_numpy(itself[at : at + chunk])] = -torch.inf
-        near = s.topk(K + 1, dim=1).indices  # (chunk, 10)
-        exact = _aligned(q, bank, near.numpy(), flipped.gather(1, near).numpy())
+        exact, near = s.topk(K + 1, dim=1)  # (chunk, 10) twice
+        look = _ratio(exact) <= above  # (chunk,)
+        exact[look] = _aligned(q[look.numpy()], bank, near[look].numpy(), flipped.gather(1, near)[look].numpy())
         exact, order = exact.sort(dim=1, descending=True, stable=True)
-        r = (2 * (1 - exact)).clamp_min(0).sqrt()
-        ratio = torch.where(r[:, 0] < _SAME, 0, r[:, 0] / r[:, K].clamp_min(_SAME))
-        out.append((near.gather(1, order)[:, 0], exact[:, 0], ratio))
+        out.append((near.gather(1, order)[:, 0], exact[:, 0], _ratio(exact)))
     if not out:
         return np.empty(0, np.int64), np.empty(0), np.empty(0)
     return tuple(torch.cat(parts).numpy() for parts in zip(*out))
+
+
+def _ratio(correlation: Tensor) -> Tensor:
+    """r1 / r10, 0 where the nearest is the same. (Q, 10), falling -> (Q,)"""
+    r = (2 * (1 - correlation)).clamp_min(0).sqrt()
+    return torch.where(r[:, 0] < _SAME, 0, r[:, 0] / r[:, K].clamp_min(_SAME))
 
 
 def _aligned(query: np.ndarray, bank: np.ndarray, near: np.ndarray, flipped: np.ndarray) -> Tensor:
