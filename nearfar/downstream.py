@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,8 @@ def transfer(
                         transferred.save(folder, model, _about(runs[0], data) | key, settings)
                     cells.add(key | cell)
                     if seed == 0:
-                        _keep(pictures, data, found, f"{n} labels, {start}, {mode}" if len(labels) > 1
-                              else f"{start}, {mode}")  # fmt: skip
-    _write_pictures(folder / "pictures.npz", pictures, data)
+                        _keep(pictures, data, found, f"{n or 'all'} labels, {start}, {mode}")
+    _write_pictures(folder / "pictures.npz", pictures, cells.protocol)
     result = tables.summary(cells.rows(asked), data.task.COLUMNS, data.classes) | {
         "task": data.name, "source": data.spec, "notes": list(data.notes), "environment": describe_environment(),
         "legend": legend(data.name, data.classes),
@@ -266,16 +266,17 @@ def _keep(pictures: dict[str, np.ndarray], data: Data, found: Any, row: str) -> 
         pictures[f"{j}/{scene.name}/{row}"] = data.task.drawn(found[i], pixels)
 
 
-def _write_pictures(path: Path, pictures: dict[str, np.ndarray], data: Data) -> None:
-    """Add to what is there: rows that were done before keep their pictures."""
+def _write_pictures(path: Path, pictures: dict[str, np.ndarray], protocol: str) -> None:
+    """Add to what is there: rows that were done before, by the same protocol, keep their pictures."""
     if not pictures:
         return
     if path.is_file():
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-                pictures = {k: held[k] for k in held.files} | pictures
-        except (OSError, ValueError, EOFError):
+                if str(held["protocol"]) == protocol:
+                    pictures = {k: held[k] for k in held.files} | pictures
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             pass  # cut short: drawn anew
     side = path.with_name(f".{path.name}.tmp.npz")
-    np.savez_compressed(side, **pictures)
+    np.savez_compressed(side, **pictures | {"protocol": np.array(protocol)})
     side.replace(path)
