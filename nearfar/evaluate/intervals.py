@@ -81,7 +81,7 @@ def of_difference_over_seeds(
 
     a (S, n), b (T, n): seeds × the same items -> (difference, low, high)
 
-    >>> of_difference_over_seeds(np.ones((3, 50)), np.zeros((2, 50)))
+    >>> tuple(round(v, 9) for v in of_difference_over_seeds(np.ones((3, 50)), np.zeros((2, 50))))
     (1.0, 1.0, 1.0)
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
