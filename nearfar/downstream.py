@@ -23,7 +23,7 @@ from nearfar.data.annotations import looks_annotated, open_scenes
 from nearfar.data.scenes import Scenes, picture
 from nearfar.data.source import Source, shown
 from nearfar.environment import describe_environment
-from nearfar.errors import UserError, nearest
+from nearfar.errors import UserError, nearest, require
 from nearfar.evaluate.probes import amount, draw_labels
 from nearfar.run import Run
 from nearfar.training import checkpoint
@@ -155,6 +155,8 @@ def _open(
 
 def _annotated(run: Run, scenes: Scenes, settings: Settings) -> Data:
     module = importlib.import_module(f"nearfar.transfer.{scenes.task}")
+    if scenes.task == "detection":  # before anything is trained
+        require("faster_coco_eval", "coco", "judging detection")
     c = run.input.shape[2]
     if c not in (1, 3):
         raise UserError(f"{run.folder} was trained on {c} channels: annotated pictures have 1 or 3")

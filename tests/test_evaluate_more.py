@@ -307,3 +307,12 @@ def test_faiss_is_taken_for_large_banks_only(monkeypatch):
     assert find(z, z, 5).engine == "faiss"
     judged = ev.knn(z, np.arange(500) % 2, z[:50], np.arange(50) % 2, ["a", "b"])
     assert judged.result.detail["search"] == "faiss"
+
+
+def test_one_test_item_is_judged_and_what_it_cannot_have_is_said():
+    rng = np.random.default_rng(0)
+    pair = {"x": (rng.normal(size=(40, 5)), rng.normal(size=(1, 5)))}
+    found = ev.evaluate(pair, np.arange(40) % 2, np.array([1]), draws=2, labels_per_class=(1,), more=True)
+    assert found["x"]["kNN"].n == 1
+    assert found.more == {}
+    assert any("one test item has nothing to be ranked among" in note for note in found.notes)

@@ -129,7 +129,9 @@ def evaluate(
         }
         cells[name] = row | {kind: j.result for kind, j in full.items()}
         judgements[name] = full
-    besides = {name: _besides(b, y_test, seed) for name, (_, b) in features.items()} if more else {}
+    if more and len(y_test) < 2:
+        notes.append("retrieval and clustering left out: one test item has nothing to be ranked among")
+    besides = {name: _besides(b, y_test, seed) for name, (_, b) in features.items()} if more and len(y_test) > 1 else {}
     protocol = _protocol(y_train, y_test, {
         "title": f"accuracy on {len(y_test):,} test images, probes on {len(y_train):,} training images",
         "k": k, "temperature": temperature, "draws": draws, "seed": seed,

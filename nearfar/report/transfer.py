@@ -41,7 +41,7 @@ def _one(path: Path) -> str:
         body += (f"<tr><td>{row['labels'] or 'all'}</td><td>{escape(row['start'])}</td><td>{escape(row['mode'])}</td>"
                  f"{cells}{_class_cells(row)}</tr>")  # fmt: skip
     gains = "".join(
-        f"<li>{g['labels'] or 'all'} labels, {escape(g['mode'])}: pre-training adds {g['value']:+.3f} {escape(g['column'])} "
+        f"<li>{escape(g['title'])}: pre-training adds {g['value']:+.3f} {escape(g['column'])} "
         f"({g['low']:+.3f} to {g['high']:+.3f}): {'real' if g['real'] else 'not told from nothing'}</li>"
         for g in held["gains"] if g["column"] == columns[0])  # fmt: skip
     notes = "".join(f"<p class=soft>{escape(str(n))}</p>" for n in held.get("notes", []))

@@ -105,8 +105,9 @@ def _gain(labels: Any, mode: str, column: str, ours: list[dict], theirs: list[di
     a, b = [p[0] for p in pairs], [p[1] for p in pairs]
     low, high = interval(_drawn(a, column) - _drawn(b, column))
     values = [x["results"][column]["value"] - y["results"][column]["value"] for x, y in pairs]
-    return {"labels": labels, "mode": mode, "column": column, "value": float(np.mean(values)), "low": low, "high": high,
-            "seeds": values, "real": bool(low > 0 or high < 0)}  # fmt: skip
+    title = f"{labels or 'all'} label{'s' * (labels != 1)}, {mode}"
+    return {"title": title, "labels": labels, "mode": mode, "column": column, "value": float(np.mean(values)),
+            "low": low, "high": high, "seeds": values, "real": bool(low > 0 or high < 0)}  # fmt: skip
 
 
 def _classes(held: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -138,6 +139,6 @@ def render(result: dict[str, Any]) -> None:
     console.print(table)
     for gain in result["gains"]:
         if gain["column"] == result["columns"][0]:
-            console.print(f"{gain['labels'] or 'all'} labels, {gain['mode']}: pre-training adds {gain['value']:+.3f} "
+            console.print(f"{gain['title']}: pre-training adds {gain['value']:+.3f} "
                           f"{gain['column']} ({gain['low']:+.3f} to {gain['high']:+.3f}), "
                           f"{'real' if gain['real'] else 'not told from nothing'}", highlight=False)  # fmt: skip
