@@ -147,28 +147,32 @@ def _open(
         raise UserError(f"unknown task {task!r}{nearest(task, TASKS)}")
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     if task != "classification" and path is not None and path.is_dir() and (task or looks_annotated(path)):
-        return _annotated(run, open_scenes(path, max_bad, task), settings)
+        return _annotated(run, open_scenes(path, max_bad, task), settings, max_bad)
     if task not in ("", "classification"):
         raise UserError(f"{shown(source)}: {task} wants a folder of annotated pictures")
     return _labelled(run, source, say)
 
 
-def _annotated(run: Run, scenes: Scenes, settings: Settings) -> Data:
+def _annotated(run: Run, scenes: Scenes, settings: Settings, max_bad: float) -> Data:
     module = importlib.import_module(f"nearfar.transfer.{scenes.task}")
     if scenes.task == "detection":  # before anything is trained
         require("faster_coco_eval", "coco", "judging detection")
     c = run.input.shape[2]
     if c not in (1, 3):
         raise UserError(f"{run.folder} was trained on {c} channels: annotated pictures have 1 or 3")
+    test, bad = Pictures(scenes, scenes.test, c, settings.image_size).without_broken()
+    if len(bad) > max_bad * len(scenes.test):
+        raise UserError(f"{len(bad)} of {len(scenes.test)} test pictures are broken, the first: {bad[0]}")
+    notes = scenes.notes + ((f"{len(bad)} test pictures left out, the first: {bad[0]}",) if bad else ())
     held = hashlib.sha256()
-    for s in scenes.test:
+    for s in test.part:
         held.update(f"{s.name}{s.size}".encode() + s.boxes.tobytes() + s.labels.tobytes() + s.crowd.tobytes())
         if s.mask:
             held.update(s.mask.read_bytes())
     return Data(
         module, scenes.task, scenes.spec, scenes.classes, c, len(scenes.train),
         lambda n, seed: Pictures(scenes, draw(scenes, n, seed), c, settings.image_size),
-        Pictures(scenes, scenes.test, c, settings.image_size), held.hexdigest()[:16], scenes.notes,
+        test, held.hexdigest()[:16], notes,
     )  # fmt: skip
 
 

@@ -404,6 +404,24 @@ def test_killed_it_goes_on_and_ends_with_the_same_numbers(dense_run, tmp_path):
     assert seeds[0] == seeds[1]
 
 
+def test_a_cut_test_picture_is_left_out_and_counted(dense_run, tmp_path, capsys):
+    import shutil
+
+    run, source = dense_run
+    shutil.copytree(source, tmp_path / "s")
+    path = tmp_path / "s/JPEGImages/p00.jpg"
+    path.write_bytes(path.read_bytes()[:700])  # the header is whole
+    asked = ["transfer", str(run.folder), str(tmp_path / "s"), "--labels", "6", "--steps", "1", "--seeds", "1",
+             "--batch", "2", "--image-size", "64", "--width", "64", "--modes", "frozen", "--out",
+             str(tmp_path / "o")]  # fmt: skip
+    assert main(asked) == 2
+    assert "1 of 8 test pictures are broken, the first" in capsys.readouterr().err
+    assert main([*asked, "--max-bad", "0.2"]) == 0
+    held = capsys.readouterr()
+    assert "judged on 7 test pictures" in held.out
+    assert "1 test pictures left out, the first" in held.err
+
+
 def test_segmentation_by_the_command(dense_run, tmp_path, capsys):
     run, _ = dense_run
     source = masks(tmp_path / "m")

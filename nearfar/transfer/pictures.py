@@ -52,6 +52,19 @@ class Pictures:
         boxes = torch.from_numpy(scene.boxes[~scene.crowd] * np.array([sx, sy, sx, sy], np.float32))
         return image, {"boxes": boxes, "labels": torch.from_numpy(scene.labels[~scene.crowd])}
 
+    def without_broken(self) -> tuple[Pictures, list[str]]:
+        """Those that can be read to the end, and what is wrong with the others: a cut file may have its header."""
+        bad: dict[int, str] = {}
+        for i in range(len(self)):
+            try:
+                self[i]
+            except UserError as error:
+                bad[i] = str(error)
+        if not bad:
+            return self, []
+        kept = tuple(s for i, s in enumerate(self.part) if i not in bad)
+        return Pictures(self.scenes, kept, self.channels, self.image_size), list(bad.values())
+
     def canvas(self, multiple: int = 32) -> tuple[int, int]:
         """(H, W) that holds every picture, in multiples."""
         sizes = np.array([size_at(s.size, self.image_size)[::-1] for s in self.part])
