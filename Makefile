@@ -20,7 +20,7 @@ demo: .venv/core
 	$(BIN)/nearfar train digits --minutes 0.9 --out runs/demo --force
 
 test: .venv/all
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/all
 	$(BIN)/ruff check nearfar tests benchmarks examples
