@@ -8,7 +8,6 @@ import importlib
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from nearfar.data.source import Source, shown
 from nearfar.environment import describe_environment
 from nearfar.errors import UserError, nearest, require
 from nearfar.evaluate.probes import amount, draw_labels
+from nearfar.report.load import arrays
 from nearfar.run import Run
 from nearfar.training import checkpoint
 from nearfar.training.checkpoint import write_bytes
@@ -276,13 +276,9 @@ def _write_pictures(path: Path, pictures: dict[str, np.ndarray], protocol: str) 
     """Add to what is there: rows that were done before, by the same protocol, keep their pictures."""
     if not pictures:
         return
-    if path.is_file():
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-                if str(held["protocol"]) == protocol:
-                    pictures = {k: held[k] for k in held.files} | pictures
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-            pass  # cut short: drawn anew
+    held = arrays(path)
+    if str(held.get("protocol")) == protocol:
+        pictures = held | pictures
     side = path.with_name(f".{path.name}.tmp.npz")
     np.savez_compressed(side, **pictures | {"protocol": np.array(protocol)})
     side.replace(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +20,6 @@ if TYPE_CHECKING:
     from nearfar.run import Run
 
 _ITEMS, _PAIRS, _ORIGINALS, _VIEWS, _QUERIES, _NEAR = 1500, 1000, 8, 6, 10, 7
-
-
-def item_hashes(source: Source) -> np.ndarray:
-    """A 64-bit hash of every image's pixels, to tell later whether an image was trained on. (N,) uint64"""
-    out = np.empty(len(source), np.uint64)
-    for at in range(0, len(source), 512):
-        for i, image in enumerate(source.read(np.arange(at, min(at + 512, len(source))))):
-            sha = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8)
-            out[at + i] = int.from_bytes(sha.digest(), "little")
-    return out
 
 
 class Spaces:
@@ -126,7 +115,7 @@ class Spaces:
             seen = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return [f"{path.name} is missing: cannot tell whether test images were trained on"]
-        copies = int(np.isin(item_hashes(self.test), seen).sum())
+        copies = int(np.isin(self.test.item_hashes, seen).sum())
         if not copies:
             return ["no test image is among the images the encoder was trained on"]
         return [f"{copies} of {len(self.test)} test images are exact copies of images the encoder was trained on"]

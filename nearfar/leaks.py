@@ -10,7 +10,7 @@ from nearfar.data import Source
 from nearfar.evaluate import Evaluation, Result
 from nearfar.evaluate.duplicates import FEWEST, near_duplicates, products, reduced
 from nearfar.evaluate.intervals import of_mean
-from nearfar.gallery import item_hashes, thumbs
+from nearfar.gallery import thumbs
 
 COSTLY = 10**12  # products, about ten seconds on two cores, beyond which the search is left to --more
 _LISTED, _PICTURED = 100, 24
@@ -58,8 +58,8 @@ def judged(
 
 def _copies(train: Source, test: Source) -> tuple[list[dict[str, str]], np.ndarray]:
     """Test images that the training part holds pixel by pixel: their names, and which they are (M,) bool."""
-    hashes, first = np.unique(item_hashes(train), return_index=True)
-    own = item_hashes(test)
+    hashes, first = np.unique(train.item_hashes, return_index=True)
+    own = test.item_hashes
     place = np.searchsorted(hashes, own).clip(max=len(hashes) - 1)
     copied = hashes[place] == own  # (M,)
     return [{"test": str(test.names[i]), "train": str(train.names[first[place[i]]])}

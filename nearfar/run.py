@@ -185,7 +185,7 @@ def train(
     claim(folder, force)
     write_bytes(folder / "recipe.toml", recipes.to_toml(resolved))
     write_bytes(folder / "environment.json", json.dumps(describe_environment(), indent=1))
-    np.save(folder / "seen.npy", gallery.item_hashes(data))
+    np.save(folder / "seen.npy", data.item_hashes)
     fingerprint = data.fingerprint()  # once, as it reads all of the images
 
     def save(method: Any, recipe: Recipe, given: Input, step: int) -> None:

@@ -46,7 +46,9 @@ class Transferred:
             held = dict(self.about["settings"])
             settings = Settings(**held | {"optim": Optim(**held["optim"])})
             self.task, self.classes = self.about["task"], tuple(self.about["classes"])
-            self._task = importlib.import_module(f"nearfar.transfer.{TASKS[TASKS.index(self.task)]}")
+            if self.task not in TASKS:
+                raise KeyError(self.task)
+            self._task = importlib.import_module(f"nearfar.transfer.{self.task}")
             shape = tuple(self.about["input"])
             c = shape[2]
             encoder = image_encoder(self.about["encoder"], shape, torch.zeros(c), torch.ones(c),

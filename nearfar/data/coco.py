@@ -21,7 +21,11 @@ def find_coco(folder: Path) -> dict[str, Path]:
 
     Looks for ``annotations/*.json`` (instances_train2017.json …) and ``SPLIT/*.coco.json``, as exports have them.
     """
-    files = sorted([*folder.glob("annotations/*.json"), *folder.glob("*/*.coco.json"), *folder.glob("*.coco.json")])
+    words = [word for held in _PARTS.values() for word in held]
+    # of other subfolders, which may be classes with a million images, none is listed
+    parts = [p for p in folder.iterdir() if p.is_dir() and any(word in p.name.lower() for word in words)]
+    files = sorted([*folder.glob("annotations/*.json"), *(f for p in parts for f in p.glob("*.coco.json")),
+                    *folder.glob("*.coco.json")])  # fmt: skip
     files = [f for f in files if not any(other in f.name for other in ("captions", "keypoints", "stuff", "panoptic"))]
     found: dict[str, Path] = {}
     for part, words in _PARTS.items():

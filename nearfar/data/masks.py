@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from nearfar.data.pictures import quiet
-from nearfar.data.scenes import IGNORE, Counted, Scene, Scenes, finished, part_of, size_of
+from nearfar.data.scenes import IGNORE, Counted, Scene, Scenes, finished, listed_parts, part_of, size_of
 from nearfar.data.source import shown
 from nearfar.errors import UserError
 
@@ -35,7 +35,8 @@ def from_masks(folder: Path, max_bad: float = 0.05) -> Scenes:
     counted = Counted(shown(folder))
     pictures, masks = find_masks(folder)
     files = {p.stem: p for p in sorted(pictures.iterdir()) if p.suffix.lower() in _SUFFIXES}
-    listed = _listed(folder)
+    sets = (folder / "splits", folder / "ImageSets" / "Segmentation")
+    listed = next((parts for s in sets if (parts := listed_parts(s)) is not None), None)
     wanted = files if listed is None else listed["train"] + listed["test"]
     stems = {s: files.get(s, pictures / f"{s}.jpg") for s in wanted}
     scenes: dict[str, list[Scene]] = {"train": [], "test": []}
@@ -53,21 +54,6 @@ def from_masks(folder: Path, max_bad: float = 0.05) -> Scenes:
     held = Scenes(shown(folder), "segmentation", names, tuple(scenes["train"]), tuple(scenes["test"]),
                   instances=instances)  # fmt: skip
     return finished(held, counted, max_bad, len(stems))
-
-
-def _listed(folder: Path) -> dict[str, list[str]] | None:
-    for sets in (folder / "splits", folder / "ImageSets" / "Segmentation"):
-        if (sets / "train.txt").is_file():
-            last = next((sets / f"{p}.txt" for p in ("test", "val") if (sets / f"{p}.txt").is_file()), None)
-            if last is None:
-                raise UserError(f"{shown(sets)} holds train.txt alone: add test.txt or val.txt")
-            parts = {"train": (sets / "train.txt").read_text().split(), "test": last.read_text().split()}
-            both = set(parts["train"]) & set(parts["test"])
-            if both:
-                raise UserError(f"{shown(sets)}: {len(both)} pictures are in both parts, the first {shown(min(both))}: "
-                                "what judges must not be trained on")  # fmt: skip
-            return parts
-    return None
 
 
 def _kind(masks: list[Path]) -> tuple[bool, int]:

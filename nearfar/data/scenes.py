@@ -138,6 +138,30 @@ def part_of(name: str) -> str:
     return "test" if share < _TEST else "val" if share < _TEST + _VAL else "train"
 
 
+def listed_parts(sets: Path) -> dict[str, list[str]] | None:
+    """The names in ``train.txt`` and in ``test.txt``, or ``val.txt`` where there is none; None without ``train.txt``.
+
+    A name a line; what follows it on the line is passed over, as VOC's lists of one class have it.
+    """
+    lists = {p: sets / f"{p}.txt" for p in ("train", "test", "val")}
+    if not lists["train"].is_file():
+        return None
+    last = next((p for p in ("test", "val") if lists[p].is_file()), None)
+    if last is None:
+        raise UserError(f"{shown(sets)} holds train.txt alone: add test.txt or val.txt, the names of what judges")
+    parts = {"train": _names_in(lists["train"]), "test": _names_in(lists[last])}
+    both = set(parts["train"]) & set(parts["test"])
+    if both:
+        raise UserError(f"{shown(sets)}: {len(both)} pictures are in train.txt and in {last}.txt, the first "
+                        f"{shown(min(both))}: what judges must not be trained on")  # fmt: skip
+    return parts
+
+
+def _names_in(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+
+
 def finished(scenes: Scenes, counted: Counted, max_bad: float, total: int) -> Scenes:
     """Check what was read as a whole, and put what was counted into notes."""
     where = shown(scenes.spec)

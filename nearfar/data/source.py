@@ -96,6 +96,16 @@ class Source:
         return self._fingerprint
 
     @cached_property
+    def item_hashes(self) -> np.ndarray:
+        """A 64-bit hash of every image's pixels, by which copies are known. (N,) uint64; read once a source, too"""
+        out = np.empty(len(self), np.uint64)
+        for at in range(0, len(self), 512):
+            for i, image in enumerate(self.read(np.arange(at, min(at + 512, len(self))))):
+                sha = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8)
+                out[at + i] = int.from_bytes(sha.digest(), "little")
+        return out
+
+    @cached_property
     def _fingerprint(self) -> str:
         sha = hashlib.sha256(repr(self.shape).encode())
         for at in range(0, len(self), 1024):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nearfar.data.scenes import Counted, Scene, Scenes, clean, finished, part_of, size_of
+from nearfar.data.scenes import Counted, Scene, Scenes, clean, finished, listed_parts, part_of, size_of
 from nearfar.data.source import shown
-from nearfar.errors import UserError
 
 
 def looks_like_voc(folder: Path) -> bool:
@@ -34,25 +33,11 @@ def from_voc(folder: Path, max_bad: float = 0.05) -> Scenes:
 
 
 def _parts(folder: Path) -> dict[str, list[str]]:
-    sets = folder / "ImageSets" / "Main"
-    lists = {p: sets / f"{p}.txt" for p in ("train", "test", "val")}
-    if not lists["train"].is_file():
-        stems = sorted(p.stem for p in (folder / "Annotations").glob("*.xml"))
-        return {part: [s for s in stems if part_of(s) == part] for part in ("train", "test")}
-    last = next((p for p in ("test", "val") if lists[p].is_file()), None)
-    if last is None:
-        raise UserError(f"{shown(sets)} holds train.txt alone: add test.txt or val.txt, the names of what judges")
-    parts = {"train": _stems(lists["train"]), "test": _stems(lists[last])}
-    both = set(parts["train"]) & set(parts["test"])
-    if both:
-        raise UserError(f"{shown(sets)}: {len(both)} pictures are in train.txt and in {last}.txt, the first "
-                        f"{shown(min(both))}: what judges must not be trained on")  # fmt: skip
-    return parts
-
-
-def _stems(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    listed = listed_parts(folder / "ImageSets" / "Main")
+    if listed is not None:
+        return listed
+    stems = sorted(p.stem for p in (folder / "Annotations").glob("*.xml"))
+    return {part: [s for s in stems if part_of(s) == part] for part in ("train", "test")}
 
 
 def _scene(folder: Path, stem: str, counted: Counted) -> tuple[Scene, list[str]] | None:

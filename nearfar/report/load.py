@@ -34,6 +34,15 @@ def _json(path: Path) -> dict[str, Any]:
     return held if isinstance(held, dict) else {}
 
 
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """What an .npz holds; nothing where it is absent or cut."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
+            return {k: held[k] for k in held.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return {}
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl or doctor.jsonl up to a line cut short by a kill."""
     rows = []
@@ -62,13 +71,8 @@ def read(path: Path) -> Folder:
         recipe = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         raise UserError(f"{path / 'recipe.toml'} is no TOML") from None
-    try:
-        with open(path / "gallery.npz", "rb") as file, np.load(file, allow_pickle=False) as held:
-            gallery = {k: held[k] for k in held.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        gallery = {}
     return Folder(path, recipe, text, _rows(path / "metrics.jsonl"), _json(path / "results.json"),
-                  _json(path / "environment.json"), _json(path / "clock.json"), gallery,
+                  _json(path / "environment.json"), _json(path / "clock.json"), arrays(path / "gallery.npz"),
                   _rows(path / "doctor.jsonl") if (path / "doctor.jsonl").is_file() else None)  # fmt: skip
 
 

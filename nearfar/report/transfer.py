@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import zipfile
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nearfar.report.load import Folder
+from nearfar.report.load import Folder, arrays
 
 _HOW = "<p>Not done yet: <code>nearfar transfer RUN SOURCE</code> does.</p>"
 
@@ -78,11 +77,7 @@ def _class_cells(row: dict[str, Any]) -> str:
 
 def _pictures(path: Path) -> str:
     """A line a test picture: the truth, then what each row of the first seed found."""
-    try:
-        with open(path / "pictures.npz", "rb") as file, np.load(file, allow_pickle=False) as held:
-            drawn = {k: held[k] for k in held.files if k != "protocol"}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return ""
+    drawn = {k: v for k, v in arrays(path / "pictures.npz").items() if k != "protocol"}
     lines: dict[str, list[tuple[str, np.ndarray]]] = {}
     for key, pixels in drawn.items():
         at, _, rest = key.partition("/")

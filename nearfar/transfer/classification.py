@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from dataclasses import dataclass, field
 
@@ -51,7 +50,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(d, classes) if linear else mlp(d, d, classes, norm="layer")
 
     def features(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16) if self.mixed else contextlib.nullcontext():
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
             h = self.encoder(x)
         return F.normalize(h.float(), dim=1)  # (B, d)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ class _Cast(nn.Module):
         self.pyramid, self.mixed, self.out_channels = pyramid, mixed, pyramid.out_channels
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(x.device.type, torch.bfloat16) if self.mixed else contextlib.nullcontext():
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
             return self.pyramid(x)
 
 

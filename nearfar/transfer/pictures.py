@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,10 +66,14 @@ class Pictures:
         kept = tuple(s for i, s in enumerate(self.part) if i not in bad)
         return Pictures(self.scenes, kept, self.channels, self.image_size), list(bad.values())
 
-    def canvas(self, multiple: int = 32) -> tuple[int, int]:
-        """(H, W) that holds every picture, in multiples."""
+    def canvas(self) -> tuple[int, int]:
+        """(H, W) that holds every picture, in multiples of 32."""
+        return self._canvas
+
+    @cached_property
+    def _canvas(self) -> tuple[int, int]:
         sizes = np.array([size_at(s.size, self.image_size)[::-1] for s in self.part])
-        return tuple(int(-(-v // multiple) * multiple) for v in sizes.max(0))
+        return tuple(int(-(-v // 32) * 32) for v in sizes.max(0))
 
 
 def augmented(image: Tensor, target: Any, canvas: tuple[int, int]) -> tuple[Tensor, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -42,7 +40,7 @@ class Segmenter(nn.Module):
             self.head = models.deeplabv3.DeepLabHead(last.channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16) if self.mixed else contextlib.nullcontext():
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
             y = self.head(self.encoder.maps(x)[self.name])
         return F.interpolate(y.float(), x.shape[2:], mode="bilinear", align_corners=False)
 
