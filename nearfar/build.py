@@ -16,6 +16,7 @@ from torch import Tensor
 from nearfar import methods
 from nearfar.data import Source, Splits, hold_out, open_source, to_stderr
 from nearfar.encoders import image_encoder
+from nearfar.encoders.norm import measured
 from nearfar.errors import UserError
 from nearfar.recipe import Recipe
 from nearfar.training.schedule import Pace
@@ -159,21 +160,19 @@ def embed(
     return np.concatenate(out)
 
 
+def raw_pixels(part: Source, values: tuple[float, float]) -> np.ndarray:
+    """Every image of a source as a row in [0, 1]: what features are judged beside. -> (N, H·W·C) float32"""
+    low, high = values
+    return (part.read(np.arange(len(part))).reshape(len(part), -1).astype(np.float32) - low) / (high - low)
+
+
 @torch.no_grad()
 def calibrate(method: Any, source: Source, values: tuple[float, float], batches: int = 8) -> None:
     """Measure BatchNorm's statistics on training images, so that an untrained encoder is judged at its best."""
-    norms = [m for m in method.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None  # a plain average
-    method.train()
-    for at in range(min(batches, max(1, len(source) // 128))):
-        x = plain(source.read(np.arange(at * 128, min((at + 1) * 128, len(source)))), *values)
-        method.encoder(x)
-    for m, momentum in zip(norms, momenta):
-        m.momentum = momentum
-    method.eval()
+    with measured(method):
+        for at in range(min(batches, max(1, len(source) // 128))):
+            x = plain(source.read(np.arange(at * 128, min((at + 1) * 128, len(source)))), *values)
+            method.encoder(x)
 
 
 def open_like(

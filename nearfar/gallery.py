@@ -39,11 +39,6 @@ class Spaces:
     def _embed(self, method: Any, part: Source, project: bool = False) -> np.ndarray:
         return build.embed(method, part, self.run.input.range_for(part), project=project)
 
-    def _pixels(self, part: Source) -> np.ndarray:
-        low, high = self.run.input.range_for(part)
-        x = part.read(np.arange(len(part))).reshape(len(part), -1).astype(np.float32)
-        return (x - low) / (high - low)
-
     @cached_property
     def _pairs(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         parts = (self.train, self.test if self.test is not None else self.train.subset([]))
@@ -52,7 +47,7 @@ class Spaces:
             "nearfar": both(lambda p: self._embed(self.run.method, p)),
             "projection": both(lambda p: self._embed(self.run.method, p, True)),
             "untrained encoder": both(lambda p: self._embed(self.untrained, p)),
-            "raw pixels": both(self._pixels),
+            "raw pixels": both(lambda p: build.raw_pixels(p, self.run.input.range_for(p))),
         }
 
     def features(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -62,3 +65,21 @@ def synchronise(module: nn.Module) -> nn.Module:
         else:
             synchronise(part)
     return module
+
+
+@contextmanager
+def measured(module: nn.Module) -> Iterator[None]:
+    """Within it, forward passes in training mode measure BatchNorm's statistics anew, as plain averages.
+
+    So an untrained encoder is judged at its best. Afterwards the module is in evaluation mode.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # a plain average
+    module.train()
+    yield
+    for m, momentum in zip(norms, momenta):
+        m.momentum = momentum
+    module.eval()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.special import entr
 
 from nearfar.errors import UserError
-from nearfar.evaluate.records import Result
+from nearfar.evaluate.records import Result, of_draws
 from nearfar.evaluate.retrieval import unit
 
 
@@ -56,12 +58,10 @@ def agreement(y: np.ndarray, found: np.ndarray, *, seed: int = 0, times: int = 2
         raise UserError(f"{found.shape} clusters for {y.shape} classes: give one each, (N,)")
     code, kinds, groups = _coded(y, found)
     rng, n = np.random.default_rng(seed), len(y)
-    drawn = [_of_table(_table(code[rng.integers(0, n, n)], kinds, groups)) for _ in range(times)]
-    out = {}
-    for name, value in _of_table(_table(code, kinds, groups)).items():
-        low, high = np.quantile([d[name] for d in drawn], (0.025, 0.975))
-        out[name] = Result(name, value, float(low), float(high), n, {"bootstrap": times})
-    return out
+    rows = [_of_table(_table(code[rng.integers(0, n, n)], kinds, groups)) for _ in range(times)]
+    values = _of_table(_table(code, kinds, groups))
+    found = of_draws(values, {name: np.array([r[name] for r in rows]) for name in values}, n)
+    return {name: replace(r, detail={"bootstrap": times}) for name, r in found.items()}
 
 
 def clustering(z: np.ndarray, y: np.ndarray, *, k: int = 0, seed: int = 0, times: int = 200) -> dict[str, Result]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nearfar.errors import UserError, require
-from nearfar.evaluate.records import Result
+from nearfar.evaluate.records import Scores, of_draws
 
 _IOUS = np.arange(10) * 0.05 + 0.5
 _LIMIT = 100  # detections a picture that count, the likeliest first
@@ -26,18 +25,9 @@ class Found(NamedTuple):
     labels: np.ndarray
 
 
-@dataclass(frozen=True)
-class Detected:
-    """Average precision: the mean over classes and IoUs, at single IoUs, and of each class."""
-
-    results: dict[str, Result]  # mAP, AP50, AP75
-    per_class: tuple[dict[str, Any], ...]
-    drawn: dict[str, np.ndarray] = field(repr=False)  # the same of pictures drawn again: paired between equal seeds
-
-
 def detection(
     found: Sequence[Found], truth: Sequence[Found], classes: Sequence[str], *, seed: int = 0, times: int = 200
-) -> Detected:
+) -> Scores:
     r"""COCO's average precision over pictures.
 
     .. math:: mAP=\frac1{|C|}\sum_c\frac1{10}\sum_{t\in\{.50,.55,\dots,.95\}}AP_{c,t},\quad
@@ -63,14 +53,12 @@ def detection(
 
     table = _table(accumulate(params, matched))  # (T, K)
     boxes = np.bincount(np.concatenate([t.labels[t.scores > 0] for t in truth]).astype(int), minlength=kinds)
-    results, drawn = {}, _draws(again, n, seed, times)
-    for name, ious in _COLUMNS.items():
-        low, high = np.nanquantile(drawn[name], (0.025, 0.975))
-        results[name] = Result(name, _mean(table[ious]), float(low), float(high), n)
+    drawn = _draws(again, n, seed, times)
+    values = {name: _mean(table[ious]) for name, ious in _COLUMNS.items()}
     per_class = tuple(
         {"name": str(c), "AP": _mean(table[:, k]), "AP50": _mean(table[0, k]), "AP75": _mean(table[5, k]),
          "boxes": int(boxes[k])} for k, c in enumerate(classes))  # fmt: skip
-    return Detected(results, per_class, drawn)
+    return Scores(of_draws(values, drawn, n), per_class, drawn)
 
 
 _COLUMNS = {"mAP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +22,27 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a task's judge says: measures with their intervals, each class's numbers, and the bootstrap's draws.
+
+    ``drawn``: each measure of the same items drawn again, paired between judgements of equal seeds.
+    """
+
+    results: dict[str, Result]
+    per_class: tuple[dict[str, Any], ...]
+    drawn: dict[str, np.ndarray] = field(repr=False)
+
+
+def of_draws(values: Mapping[str, float], drawn: Mapping[str, np.ndarray], n: int) -> dict[str, Result]:
+    """Each value with the middle 95 % of its draws; draws of NaN are left out."""
+    out = {}
+    for name, value in values.items():
+        low, high = np.nanquantile(drawn[name], (0.025, 0.975))
+        out[name] = Result(name, value, float(low), float(high), n)
+    return out
 
 
 @dataclass(frozen=True)

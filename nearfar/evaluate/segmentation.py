@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from nearfar.errors import UserError
-from nearfar.evaluate.records import Result
+from nearfar.evaluate.records import Scores, of_draws
 
 IGNORE = 255
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """Mean intersection over union, pixel accuracy, and of each class."""
-
-    results: dict[str, Result]  # mIoU, pixel accuracy, mean class accuracy
-    per_class: tuple[dict[str, Any], ...]
-    drawn: dict[str, np.ndarray] = field(repr=False)  # the same of pictures drawn again: paired between equal seeds
 
 
 def confusion(said: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
@@ -36,7 +25,7 @@ def confusion(said: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
 
 def segmentation(
     confusions: Sequence[np.ndarray], classes: Sequence[str], *, seed: int = 0, times: int = 200
-) -> Segmented:
+) -> Scores:
     r"""Scores of confusions by picture, summed over pictures first.
 
     .. math:: IoU_c=\frac{n_{cc}}{\sum_k n_{ck}+\sum_k n_{kc}-n_{cc}},\quad mIoU=\frac1{|C|}\sum_c IoU_c,\quad
@@ -52,17 +41,14 @@ def segmentation(
     rng = np.random.default_rng(seed)
     rows = [_scores(np.tensordot(rng.multinomial(n, np.full(n, 1 / n)), table, 1)) for _ in range(times)]
     drawn = {name: np.array([r[name] for r in rows]) for name in rows[0]}
-    total, results = table.sum(0), {}
-    for name, value in _scores(total).items():
-        low, high = np.nanquantile(drawn[name], (0.025, 0.975))
-        results[name] = Result(name, value, float(low), float(high), n)
+    total = table.sum(0)
     iou = _ious(total)
     hits = np.diag(total)
     per_class = tuple(
         {"name": str(c), "IoU": float(iou[k]), "recall": _share(hits[k], total[k].sum()),
          "precision": _share(hits[k], total[:, k].sum()), "pixels": int(total[k].sum())}
         for k, c in enumerate(classes))  # fmt: skip
-    return Segmented(results, per_class, drawn)
+    return Scores(of_draws(_scores(total), drawn, n), per_class, drawn)
 
 
 def _share(part: float, whole: float) -> float:

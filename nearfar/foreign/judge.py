@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nearfar import build, compare
 from nearfar.data import Source, to_stderr
 from nearfar.errors import UserError, nearest
@@ -92,7 +90,7 @@ def evaluate_model(
         raise UserError(f"{train.spec}: {len(train)} images are too few to hold some out for the test")
     parts = (train, test)
     features = {encoder.name: tuple(encoder.embed_part(p, show=show) for p in parts),
-                "raw pixels": tuple(_pixels(p) for p in parts)}  # fmt: skip
+                "raw pixels": tuple(build.raw_pixels(p, (p.low, p.high)) for p in parts)}  # fmt: skip
     result = judge(features, train.labels, test.labels, train.classes, draws=draws, labels_per_class=labels_per_class,
                    seed=0, more=more)  # fmt: skip
     result.protocol["items hash"] = train.fingerprint() + test.fingerprint()
@@ -129,8 +127,3 @@ def _write(folder: Path, result: Evaluation, train: Source, test: Source) -> Non
     unknown = [] if result.protocol["model"]["weights"] == "random" else [_UNKNOWN]
     held = {"evaluation": result.to_dict() | {"notes": [*result.notes, *unknown]}, "source": str(train.spec)}
     write_bytes(folder / "results.json", json.dumps(held, indent=1))
-
-
-def _pixels(part: Source) -> np.ndarray:
-    x = part.read(np.arange(len(part))).reshape(len(part), -1).astype(np.float32)
-    return (x - part.low) / (part.high - part.low)

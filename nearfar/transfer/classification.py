@@ -14,7 +14,7 @@ from nearfar.data import Source
 from nearfar.encoders import mlp
 from nearfar.evaluate import classification as scores
 from nearfar.evaluate.probes import few_probe
-from nearfar.evaluate.records import Result
+from nearfar.evaluate.records import Scores, of_draws
 from nearfar.training.loop import step_generator
 from nearfar.transfer.settings import Settings
 from nearfar.views.image import ImageViews, plain
@@ -125,16 +125,7 @@ def predict(model: Classifier, pictures: Labelled, rows: range | None = None) ->
     return np.concatenate([model(x).argmax(1).cpu().numpy() for x in _chunks(model, part)])
 
 
-@dataclass(frozen=True)
-class Classified:
-    """Accuracy and macro F1, and of each class."""
-
-    results: dict[str, Result]
-    per_class: tuple[dict, ...]
-    drawn: dict[str, np.ndarray] = field(repr=False)
-
-
-def judged(found: np.ndarray, pictures: Labelled, seed: int) -> Classified:
+def judged(found: np.ndarray, pictures: Labelled, seed: int) -> Scores:
     """Accuracy and macro F1 with intervals over images drawn again with replacement."""
     y, names = pictures.part.labels, list(pictures.part.classes)
     held = scores(y, found, names)
@@ -145,8 +136,4 @@ def judged(found: np.ndarray, pictures: Labelled, seed: int) -> Classified:
     both = drawn.sum(1) + drawn.sum(2)
     values = {"accuracy": hits.sum(1) / n, "macro F1": (2 * hits / np.maximum(both, 1)).mean(1)}
     points = {"accuracy": held["accuracy"], "macro F1": held["macro"]["f1"]}
-    results = {}
-    for name, v in values.items():
-        low, high = np.quantile(v, (0.025, 0.975))
-        results[name] = Result(name, points[name], float(low), float(high), n)
-    return Classified(results, tuple(held["per_class"]), values)
+    return Scores(of_draws(points, values, n), tuple(held["per_class"]), values)

@@ -13,6 +13,7 @@ from nearfar.encoders.dense import Pyramid
 from nearfar.errors import require
 from nearfar.evaluate import detection as judge
 from nearfar.evaluate.detection import Found
+from nearfar.evaluate.records import Scores
 from nearfar.transfer.drawing import boxes_on
 from nearfar.transfer.pictures import Pictures, augmented
 from nearfar.transfer.settings import Settings
@@ -111,7 +112,7 @@ def predict(model: nn.Module, pictures: Pictures, rows: range) -> list[Found]:
     return out
 
 
-def judged(found: list[Found], pictures: Pictures, seed: int) -> judge.Detected:
+def judged(found: list[Found], pictures: Pictures, seed: int) -> Scores:
     """mAP, AP50, AP75 and per class, with intervals over pictures."""
     scenes = pictures.scenes
     return judge.detection(found, [truth(s, scenes) for s in pictures.part], scenes.classes, seed=seed)

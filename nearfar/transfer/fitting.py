@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nearfar.encoders.norm import measured
 from nearfar.errors import UserError
 from nearfar.methods.parts import Rate
 from nearfar.training.memory import keep_freed
@@ -78,16 +79,10 @@ def measure(
     loss_of: Callable[[nn.Module, Any], Tensor], batches: int = 8,
 ) -> None:  # fmt: skip
     """Measure BatchNorm's statistics of a model with random weights, so that a frozen encoder is judged at its best."""
-    norms = [m for m in model.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None  # a plain average
-    model.train()
-    for drawn in _orders(len(pictures), settings.batch, batches, 0):
-        loss_of(model, batch_of(drawn))
-    for m, momentum in zip(norms, momenta):
-        m.momentum = momentum
+    with measured(model.encoder):
+        model.train()
+        for drawn in _orders(len(pictures), settings.batch, batches, 0):
+            loss_of(model, batch_of(drawn))
     model.eval()
 
 

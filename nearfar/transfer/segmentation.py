@@ -11,6 +11,7 @@ from nearfar.data.scenes import IGNORE, Scene, Scenes
 from nearfar.encoders.dense import dilate, levels
 from nearfar.errors import require
 from nearfar.evaluate import segmentation as judge
+from nearfar.evaluate.records import Scores
 from nearfar.transfer.drawing import mask_on
 from nearfar.transfer.pictures import Pictures, augmented
 from nearfar.transfer.settings import Settings
@@ -82,7 +83,7 @@ def predict(model: nn.Module, pictures: Pictures, rows: range) -> list[np.ndarra
     return out
 
 
-def judged(found: list[np.ndarray], pictures: Pictures, seed: int) -> judge.Segmented:
+def judged(found: list[np.ndarray], pictures: Pictures, seed: int) -> Scores:
     """mIoU, pixel accuracy and per class at the size of the files, with intervals over pictures."""
     scenes = pictures.scenes
     tables = [judge.confusion(f, scenes.mask(s), len(scenes.classes)) for f, s in zip(found, pictures.part)]
