@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy.stats import rankdata
 
 from nearfar.errors import UserError
 from nearfar.evaluate.intervals import of_statistic
@@ -22,9 +21,9 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     >>> spearman(np.array([1, 2, 3]), np.array([1, 8, 27]))
     1.0
     """
-    r, s = rankdata(x), rankdata(y)
-    r, s = r - r.mean(), s - s.mean()
-    return _ratio(r @ s, (r @ r) * (s @ s))
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> float:
@@ -38,12 +37,9 @@ def kendall(x: np.ndarray, y: np.ndarray) -> float:
     >>> kendall(np.array([1, 2, 3]), np.array([3, 2, 1]))
     -1.0
     """
-    a, b = np.sign(x[:, None] - x), np.sign(y[:, None] - y)  # (n, n)
-    return _ratio((a * b).sum(), np.abs(a).sum() * np.abs(b).sum())
+    from scipy.stats import kendalltau
 
-
-def _ratio(top: float, squared: float) -> float:
-    return float(top / np.sqrt(squared)) if squared > 0 else float("nan")
+    return float(kendalltau(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")
 
 
 def predictive(

@@ -7,10 +7,7 @@ from typing import Any
 
 from nearfar.report import plots
 from nearfar.report.load import Folder
-
-
-def _cell(value: float, low: float, high: float) -> str:
-    return f"<td>{value:.3f}<small>{low:.3f} to {high:.3f}</small></td>"
+from nearfar.report.sections import cell
 
 
 def calibration(folder: Folder) -> str:
@@ -23,7 +20,7 @@ def calibration(folder: Folder) -> str:
     body = ""
     for name, c in found.items():
         edges = c.get("intervals") or {}
-        cells = "".join(_cell(c[k], *edges[k]) if k in edges else f"<td>{c[k]:.3f}</td>" for k in heads)
+        cells = "".join(cell(c[k], *edges[k]) if k in edges else f"<td>{c[k]:.3f}</td>" for k in heads)
         body += f"<tr><td>{escape(name)}</td>{cells}</tr>"
     table = _table("embedding", list(heads.values()), body)
     return (f'<div class="half">{plots.reliability(found["nearfar"]["reliability"], found["nearfar"]["ece"])}</div>{table}'
@@ -40,7 +37,7 @@ def among(folder: Folder) -> str:
     heads = list(next(iter(held.values())))
     body = "".join(
         f"<tr><td>{escape(name)}</td>"
-        + "".join(_cell(c[h]["value"], c[h]["low"], c[h]["high"]) for h in heads) + "</tr>" for name, c in held.items()
+        + "".join(cell(c[h]["value"], c[h]["low"], c[h]["high"]) for h in heads) + "</tr>" for name, c in held.items()
     )  # fmt: skip
     return _table("embedding", heads, body) + (
         "<p class=soft>Recall@1: the nearest is of the same class. MAP@R: how much of the first R, as many as the class "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nearfar.report.load import Folder
-from nearfar.report.sections import figure
+from nearfar.report.sections import cell, figure
 
 
 def duplicates(folder: Folder) -> str:
@@ -46,7 +46,7 @@ def _without(judged: dict[str, dict[str, dict[str, Any]]]) -> str:
     body = ""
     for name, cells in judged.items():
         numbers = (cells[j][which] for j in judges for which in ("all", "without"))
-        text = "".join(f"<td>{c['value']:.3f}<small>{c['low']:.3f} to {c['high']:.3f}</small></td>" for c in numbers)
+        text = "".join(cell(c["value"], c["low"], c["high"]) for c in numbers)
         body += f"<tr><td>{escape(name)}</td>{text}</tr>"
     return (f'<div class="wide"><table><tr><th>embedding</th>{head}</tr>{body}</table></div><p class=soft>Without: judged '
             "on the test images that are left; 95 % intervals under the numbers.</p>")  # fmt: skip

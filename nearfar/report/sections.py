@@ -24,6 +24,11 @@ def _picture(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
 
 
+def cell(value: float, low: float, high: float, best: bool = False) -> str:
+    """A number of a table with its interval under it."""
+    return f"<td{' class=best' * best}>{value:.3f}<small>{low:.3f} to {high:.3f}</small></td>"
+
+
 def figure(pixels: np.ndarray, caption: str, kind: str = "", alt: str = "") -> str:
     return (f'<figure class="{kind}"><img class="px" src="{_picture(pixels)}" alt="{escape(alt or caption)}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>")  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from nearfar.report.load import Folder, arrays
+from nearfar.report.sections import cell
 
 _HOW = "<p>Not done yet: <code>nearfar transfer RUN SOURCE</code> does.</p>"
 
@@ -36,7 +37,8 @@ def _one(path: Path) -> str:
     body = ""
     for row in rows:
         best = {c: max(r["cells"][c]["value"] for r in rows if r["labels"] == row["labels"]) for c in columns}
-        cells = "".join(_cell(row["cells"][c], row["cells"][c]["value"] == best[c]) for c in columns)
+        cells = "".join(cell(c["value"], c["low"], c["high"], c["value"] == best[name])
+                        for name, c in ((name, row["cells"][name]) for name in columns))  # fmt: skip
         body += (f"<tr><td>{row['labels'] or 'all'}</td><td>{escape(row['start'])}</td><td>{escape(row['mode'])}</td>"
                  f"{cells}{_class_cells(row)}</tr>")  # fmt: skip
     gains = "".join(
@@ -53,10 +55,6 @@ def _legend(held: dict[str, Any]) -> str:
     named = held.get("legend") or {}
     return "<p>" + " ".join(f'<span class="dot" style="background:{escape(c)}"></span>{escape(str(name))}'
                             for name, c in named.items()) + "</p>" if named else ""  # fmt: skip
-
-
-def _cell(cell: dict[str, Any], best: bool) -> str:
-    return (f"<td{' class=best' * best}>{cell['value']:.3f}<small>{cell['low']:.3f} to {cell['high']:.3f}</small></td>")
 
 
 def _class_number(row: dict[str, Any]) -> tuple[str, list[tuple[str, float]]]:
