@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 # imported where they are first used, so that `nearfar --help` need not wait for torch
 _WHERE = {
-    "train": "nearfar.run", "load": "nearfar.run", "Run": "nearfar.run", "Recipe": "nearfar.recipe",
+    "train": "nearfar.pretrain", "load": "nearfar.run", "Run": "nearfar.run", "Recipe": "nearfar.recipe",
     "evaluate_model": "nearfar.foreign.judge", "Embedder": "nearfar.estimator", "UserError": "nearfar.errors",
     "Transferred": "nearfar.transferred",
 }  # fmt: skip

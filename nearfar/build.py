@@ -64,7 +64,10 @@ def has_fast_bf16() -> bool:
     return any(probe() for probe in probes if probe)
 
 
-def _precision() -> str:
+def precision(asked: str) -> str:
+    """What ``auto`` means on this machine."""
+    if asked != "auto":
+        return asked
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
     return "bf16-mixed" if has_fast_bf16() else "32-true"
@@ -99,7 +102,7 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
         settings=dataclasses.asdict(recipe.method_config()),
         minutes=DEFAULT_MINUTES if no_budget else recipe.minutes,
         image_size=height if height == width else recipe.image_size,
-        precision=_precision() if recipe.precision == "auto" else recipe.precision,
+        precision=precision(recipe.precision),
     )
 
 

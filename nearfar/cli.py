@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
-from nearfar.errors import UserError, nearest, one_line
+from nearfar.errors import Elsewhere, Preempted, UserError, nearest, one_line
+from nearfar.training.engine import Engine
+from nearfar.training.signals import EXIT_CODE
 from nearfar.verbs import compare, embed, evaluate, neighbours, predictors, say, transfer
 
 _KINDS = {"float": float, "int": int, "str": str, "bool": bool}
@@ -20,12 +22,15 @@ _KINDS = {"float": float, "int": int, "str": str, "bool": bool}
 def train(argv: list[str]) -> None:
     """train an encoder on a source of images, judge it, and write a run's folder with report.html"""
     from nearfar import recipe as recipes
-    from nearfar.run import train as do
+    from nearfar.pretrain import train as do
 
+    if _flag(argv, "--resume") is not None:
+        return _resume(argv)
     start = _start(argv)
     given = tyro.cli(_train_flags(start), args=argv, prog="nearfar train", description=_first(train.__doc__))
     values = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
-    out, force, _, _ = (values.pop(name) for name in ("out", "force", "recipe", "preset"))
+    out, force, _, _, _ = (values.pop(name) for name in ("out", "force", "recipe", "preset", "resume"))
+    engine = {f.name: values.pop(f.name) for f in dataclasses.fields(Engine)}
     config = start.method_config()
     flags = {f.name: values.pop(f.name) for f in dataclasses.fields(config)}
     # only what was changed, so that what suits the images may still be chosen
@@ -41,9 +46,22 @@ def train(argv: list[str]) -> None:
         values["pace"] = start.pace
     changed = [held | views for held in start.views] if isinstance(start.views, tuple) else start.views | views
     recipe = recipes.Recipe(source=source, settings=settings, views=changed, **values)
-    run = do(recipe=recipe, out=out or None, force=force, say=say)
-    _show_results(run)
-    print(f"run     {run.folder}\nreport  {run.folder / 'report.html'}")
+    _show_results(do(recipe=recipe, out=out or None, force=force, say=say, **engine))
+
+
+def _resume(argv: list[str]) -> None:
+    """go on with a run, to the bit, from its last good checkpoint, by its own recipe"""
+    from nearfar.pretrain import train as do
+
+    text = "a run's folder; where it is trained to its end, it is judged if it has not been"
+    given = tyro.cli(dataclasses.make_dataclass("Resume", [
+        ("resume", Annotated[str, arg(help=text)]),
+        ("source", Positional[Annotated[str, arg(help="where the data lie now, if elsewhere")]], ""),
+        *((f.name, Annotated[_KINDS[str(f.type)] | None, arg(help=_help(Engine, f.name))], None)
+          for f in dataclasses.fields(Engine)),
+    ]), args=argv, prog="nearfar train", description=_first(_resume.__doc__))  # fmt: skip
+    engine = {f.name: v for f in dataclasses.fields(Engine) if (v := getattr(given, f.name)) is not None}
+    _show_results(do(given.source or None, resume=given.resume, say=say, **engine))
 
 
 def _start(argv: list[str]) -> Any:
@@ -93,6 +111,8 @@ def _train_flags(start: Any) -> type:
         ("preset", Annotated[str, arg(help="which of the method's own recipes: small (for small machines), paper …")],
          "small"),
         ("force", Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="replace a run of the same name")], False),
+        ("resume", Annotated[str, arg(help="go on with a run's folder; then only the engine's flags are taken")], ""),
+        *fields(Engine, Engine()),
     ])  # fmt: skip
 
 
@@ -144,11 +164,15 @@ def views(argv: list[str]) -> None:
 def _show_results(run: Any) -> None:
     import json
 
+    if run.rank:
+        return
+
     from nearfar.report.load import table_of
 
     held = json.loads((run.folder / "results.json").read_text())
     if held.get("evaluation"):
         table_of(held["evaluation"])
+    print(f"run     {run.folder}\nreport  {run.folder / 'report.html'}")
 
 
 def report(run: Positional[str]) -> None:
@@ -225,9 +249,14 @@ def main(argv: list[str] | None = None) -> int:
             verb(argv[1:])
         else:
             tyro.cli(verb, args=argv[1:], prog=f"nearfar {argv[0]}", config=(tyro.conf.FlagCreatePairsOff,))
+    except Elsewhere:
+        return 2
     except UserError as error:
         say(str(error))
         return 2
+    except Preempted as error:
+        say(str(error))
+        return EXIT_CODE
     except KeyboardInterrupt:
         say("stopped; what was written stays")
         return 130

@@ -10,7 +10,10 @@ how many rows it brings may differ.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
+from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as td
@@ -24,6 +27,51 @@ def world() -> int:
 
 def rank() -> int:
     return td.get_rank() if world() > 1 else 0
+
+
+def start(backend: str, seconds: float = 1800) -> None:
+    """Join the process group that the environment describes (torchrun, SLURM, Fabric's launcher).
+
+    Each restart of torchrun has its part of the store to itself: with keys of an earlier attempt in it, processes met
+    others that were no longer there and waited for them.
+    """
+    store, rank, world = next(td.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    td.init_process_group(backend, store=td.PrefixStore(f"nearfar/{attempt}", store), rank=rank, world_size=world,
+                          timeout=timedelta(seconds=seconds))  # fmt: skip
+
+
+def finish() -> None:
+    """Leave the process group, when all have come so far; afterwards there is one process."""
+    if world() > 1:
+        td.barrier(_control())
+        td.destroy_process_group()
+    _control.cache_clear()
+
+
+@cache
+def _control() -> td.ProcessGroup | None:
+    """The group for a few numbers between steps, over the network and not the GPU, which goes on meanwhile."""
+    return None if td.get_backend() == "gloo" else td.new_group(backend="gloo")
+
+
+def agree(*values: int) -> list[list[int]]:
+    """What every process has to say, in rank order: whole numbers that are on no device."""
+    if world() == 1:
+        return [list(values)]
+    mine = torch.tensor(values, dtype=torch.int64)
+    parts = [torch.empty_like(mine) for _ in range(world())]
+    td.all_gather(parts, mine, group=_control())
+    return torch.stack(parts).tolist()
+
+
+def each(x: Tensor) -> list[Tensor]:
+    """A CPU tensor of every process, of one shape, in rank order."""
+    if world() == 1:
+        return [x]
+    parts = [torch.empty_like(x) for _ in range(world())]
+    td.all_gather(parts, x, group=_control())
+    return parts
 
 
 def exchange(values: list[int], device: torch.device) -> list[list[int]]:

@@ -16,6 +16,18 @@ class MissingExtra(UserError):
     """An optional library is absent, or present and broken."""
 
 
+class NotFinite(UserError):
+    """Values that a loss was to be taken of are NaN or infinite."""
+
+
+class Elsewhere(UserError):
+    """Another process has failed, and says why."""
+
+
+class Preempted(Exception):
+    """Training was asked to stop by a signal; a checkpoint has been written, and it can be resumed."""
+
+
 # extra -> (module that shows it is there, what it gives)
 EXTRAS: dict[str, tuple[str, str]] = {
     "vision": ("torchvision", "torchvision's backbones and data sets (torchvision:NAME)"),

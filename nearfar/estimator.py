@@ -13,7 +13,7 @@ from nearfar import build
 from nearfar import recipe as recipes
 from nearfar.data import open_source
 from nearfar.errors import UserError
-from nearfar.run import fresh, learn
+from nearfar.learning import fresh, learn
 
 
 class Embedder(TransformerMixin, BaseEstimator):

@@ -37,6 +37,8 @@ class Recipe:
     """budget in minutes of training; 5 where no budget is given"""
     batch: int = 256
     """images a step"""
+    accumulate: int = 1
+    """parts of a batch that pass one after the other before a step, each contrasted within itself"""
     seed: int = 0
     """decides weights, order and views"""
     image_size: int = 0
@@ -63,10 +65,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_types(Recipe, vars(self), "")
-        for name, low in [("batch", 1), ("width", 0), ("epochs", 0), ("steps", 0), ("minutes", 0),
+        for name, low in [("batch", 1), ("accumulate", 1), ("width", 0), ("epochs", 0), ("steps", 0), ("minutes", 0),
                           ("image_size", 0), ("patch", 0), ("long_side", 0), ("seed", 0)]:  # fmt: skip
             if not getattr(self, name) >= low:
                 raise UserError(f"{name} = {getattr(self, name)} must be at least {low}")
+        if self.batch % self.accumulate:
+            raise UserError(f"batch = {self.batch} does not divide into accumulate = {self.accumulate} parts")
         if not 0 <= self.holdout < 1 or not 0 <= self.max_bad <= 1:
             raise UserError(f"holdout = {self.holdout} and max_bad = {self.max_bad} are shares: give 0 to 1")
         if sum(v > 0 for v in (self.epochs, self.steps, self.minutes)) > 1:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count, islice
 
 import numpy as np
 
@@ -35,10 +35,13 @@ class Loader:
     losses on labelled pairs and triplets want them: each class as often as any other, however many images it has.
     What does not divide gives the first classes one image more; where there are fewer than P classes, all of them
     come with more images each.
+
+    ``workers`` threads read ahead; with 0 of them each batch is read when it is asked for.
     """
 
     def __init__(
-        self, source: Source, batch_size: int, seed: int, rank: int = 0, world: int = 1, *, per_class: int = 0
+        self, source: Source, batch_size: int, seed: int, rank: int = 0, world: int = 1, *, per_class: int = 0,
+        workers: int = 1,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch {batch_size}: pass --batch 1 or more")
@@ -53,6 +56,7 @@ class Loader:
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.rank, self.world = rank, world
         self.steps_per_epoch = len(source) // batch_size
+        self._workers = workers
         self._classes = _by_class(source, batch_size) if per_class else []
         self._per_class = per_class
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -92,48 +96,25 @@ class Loader:
         return Batch(index, pending.result(), None if labels is None else labels[index])
 
     def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """Batches from ``start`` on, read ahead by one thread, which ends when the iterator is closed.
-
-        Of a source that is decoded as it is read, workers are at several batches at once.
-        """
-        ready: queue.Queue = queue.Queue(maxsize=2)
-        over = threading.Event()
-
-        def put(item: Batch | BaseException | None) -> bool:
-            while not over.is_set():
-                try:
-                    ready.put(item, timeout=0.05)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def read() -> None:
-            step, begun = start, deque()
-            try:
-                while True:
-                    while len(begun) < (_BEGUN if self.source.starter else 1) and (stop is None or step < stop):
-                        begun.append(self._begin(step))
-                        step += 1
-                    if not begun or not put(self._take(begun.popleft())):
-                        break
-                put(None)
-            except BaseException as error:
-                put(error)
-            finally:
-                for _, pending in begun:
-                    pending.cancel()
-
-        thread = threading.Thread(target=read, name="nearfar-loader", daemon=True)
-        thread.start()
+        """Batches from ``start`` on, in order, read ahead by the workers, which end when the iterator is closed."""
+        steps = count(start) if stop is None else iter(range(start, stop))
+        if not self._workers:
+            yield from map(self.batch, steps)
+            return
+        ahead = max(_BEGUN if self.source.starter else 0, 1 + self._workers)
+        pool, begun = ThreadPoolExecutor(self._workers, "nearfar-loader"), deque()
         try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            while True:
+                for step in islice(steps, ahead - len(begun)):
+                    index, pending = self._begin(step)  # of a source that is decoded, decoders are at it from now on
+                    begun.append((pending, pool.submit(self._take, (index, pending))))
+                if not begun:
+                    return
+                yield begun.popleft()[1].result()
         finally:
-            over.set()
-            thread.join()
+            for pending, _ in begun:
+                pending.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def _by_class(source: Source, batch_size: int) -> list[np.ndarray]:

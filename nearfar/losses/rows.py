@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from nearfar import dist
-from nearfar.errors import UserError
+from nearfar.errors import NotFinite, UserError
+
+_NOT_FINITE = "holds NaN or infinite values"
 
 
 class Rows(NamedTuple):
@@ -134,7 +136,7 @@ def wrong_embeddings(name: str, x: Tensor) -> str | None:
             bad = ~x.isfinite().all(1)  # a sum of large values may overflow where none is infinite
             if bool(bad.any()):
                 count, first = int(bad.sum()), int(bad.nonzero()[0])
-                return f"{name} holds NaN or infinite values in {count} of {len(x)} rows, the first row {first}"
+                return f"{name} {_NOT_FINITE} in {count} of {len(x)} rows, the first row {first}"
     return None
 
 
@@ -146,23 +148,28 @@ def agree(error: str | None, like: Tensor, kind: tuple[int, bool, bool] | tuple[
     """
     if dist.world() > 1:
         device = like.device if isinstance(like, Tensor) else torch.device("cpu")
-        said = dist.exchange([error is not None, *(kind or (0, 0, 0))], device)
+        said = dist.exchange([error is not None, _kind_of(error) is NotFinite, *(kind or (0, 0, 0))], device)
         bad = [r for r, (flag, *_) in enumerate(said) if flag]
         if bad and error is None:
-            raise UserError(f"process {bad[0]} was given embeddings that cannot be used; its own message says why")
+            raised = NotFinite if said[bad[0]][1] else UserError
+            raise raised(f"process {bad[0]} was given embeddings that cannot be used; its own message says why")
         odd = [r for r, other in enumerate(said) if other != said[0]]
         if odd and not bad:
-            raise UserError(f"process 0 was given {_described(*said[0])} and process {odd[0]} "
-                            f"{_described(*said[odd[0]])}: give all of them the same")  # fmt: skip
+            raise UserError(f"process 0 was given {_described(*said[0][2:])} and process {odd[0]} "
+                            f"{_described(*said[odd[0]][2:])}: give all of them the same")  # fmt: skip
     if error is not None:
-        raise UserError(error)
+        raise _kind_of(error)(error)
+
+
+def _kind_of(error: str | None) -> type[UserError] | None:
+    return None if error is None else NotFinite if _NOT_FINITE in error else UserError
 
 
 def _kind(z: Tensor, keys: Tensor | None) -> tuple[int, bool, bool]:
     return z.shape[1], torch.float64 in (z.dtype, None if keys is None else keys.dtype), keys is not None
 
 
-def _described(_: int, width: int, double: int, keyed: int) -> str:
+def _described(width: int, double: int, keyed: int) -> str:
     return f"rows of {width} in {'float64' if double else 'float32'} {'with' if keyed else 'without'} keys"
 
 

@@ -127,7 +127,7 @@ class Method(nn.Module):
             packed = shuffled(self._packed, torch.cat([b.pixels for _, b in pairs]), progress.generator)
             k, rest = packed[:, : c.dim], packed[:, c.dim :].unflatten(1, (cells.shape[1], -1))
             k, k_cells, k_maps = widened(k, unit=True), rest[:, :, : c.dim], rest[:, :, c.dim :]
-        losses, matched = [], []
+        losses, matched, self.fresh = [], [], []
         for v, (a, b) in enumerate(pairs):
             part = slice(v * n, (v + 1) * n)
             if c.match == "place":

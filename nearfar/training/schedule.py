@@ -51,6 +51,7 @@ class Pace:
         else:
             raise UserError("no budget: give --epochs, --steps or --minutes above 0")
         self._planned_at = 0.0
+        self._seen = (0, 0.0)  # steps and seconds at the last plan
         self._now = 0  # the segment in force
 
     @property
@@ -91,6 +92,16 @@ class Pace:
         """Seconds a step since the last plan."""
         before, then = self._seen
         return max((elapsed - then) / max(step - before, 1), 1e-9)
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of it."""
+        return {"segments": self.segments, "planned_at": self._planned_at, "seen": self._seen}
+
+    def restore(self, state: dict) -> None:
+        """Stand where ``state`` was taken."""
+        self.segments = [(int(a), float(b), float(c)) for a, b, c in state["segments"]]
+        self._planned_at, (step, elapsed) = state["planned_at"], state["seen"]
+        self._seen, self._now = (step, elapsed), 0
 
     def left(self, step: int, elapsed: float) -> float | None:
         """Seconds left, as far as can be said."""

@@ -24,33 +24,22 @@ class Watch:
     Args:
         model: the method that is trained; the weights whose growth is watched are its encoder's.
 
-    :meth:`glance` is called every step and costs next to nothing; :meth:`look` where a row is logged.
+    :meth:`look` is called where a row is logged.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         encoder = getattr(model, "encoder", model)
         self._kernels = [p.detach() for p in encoder.parameters() if p.requires_grad and p.ndim > 1]
-        self._first = float(self._weights())
-        self._bad: Tensor | float = math.inf
+        self.first = float(self._weights())  # the norm of the encoder's weights at the start
 
     def _weights(self) -> Tensor:
         return _norm(self._kernels)
 
-    def glance(self, step: int, loss: Tensor) -> None:
-        """Note the first step whose loss is not finite, without waiting for the device."""
-        bad = torch.where(torch.isfinite(loss.detach()), math.inf, float(step))
-        self._bad = torch.minimum(bad, torch.as_tensor(self._bad).to(bad))
-
     @property
     def growth(self) -> float:
         """The norm of the encoder's weights, over what it was at the start."""
-        return float(self._weights()) / self._first if self._first else 1.0
-
-    @property
-    def broken_at(self) -> int | None:
-        """The first step whose loss was not finite."""
-        return int(self._bad) if math.isfinite(float(self._bad)) else None
+        return float(self._weights()) / self.first if self.first else 1.0
 
     def look(self, out: Step, images: Any, gradient: Tensor | None = None) -> dict[str, float]:
         """The signs of one step, after the optimiser's: docs/doctor.md says what each is.
@@ -147,6 +136,21 @@ class OnlineKNN:
         self._kept.append((features[: len(labels)].float().clone(), labels))
         while sum(len(y) for _, y in self._kept) - len(self._kept[0][1]) >= self._size:
             self._kept.popleft()
+
+    def state(self) -> tuple[dict[str, Tensor], dict]:
+        """What a checkpoint keeps of it: tensors, and JSON."""
+        if not self._kept:
+            return {}, {"done": self._done, "sizes": []}
+        features, labels = (torch.cat(part) for part in zip(*self._kept))
+        sizes = [len(y) for _, y in self._kept]
+        return {"online.features": features, "online.labels": labels}, {"done": self._done, "sizes": sizes}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict, device: torch.device) -> None:
+        """Stand where ``state`` was taken."""
+        self._done = state["done"]
+        if state["sizes"]:
+            parts = (tensors[f"online.{name}"].to(device).split(state["sizes"]) for name in ("features", "labels"))
+            self._kept = deque(zip(*parts))
 
     def judge(self, share: float, last: bool = False) -> dict[str, float]:
         """``{"knn_online": accuracy}`` at one of the points, else nothing. share in [0, 1]"""
