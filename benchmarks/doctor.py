@@ -19,7 +19,7 @@ import torch
 from nearfar import build, methods
 from nearfar import recipe as recipes
 from nearfar.data import open_source
-from nearfar.run import fresh, learn
+from nearfar.learning import Hooks, fresh, learn
 
 # what is broken: (method, settings, factor of the learning rate, one picture only, what the doctor is to find)
 BROKEN = {
@@ -48,7 +48,8 @@ def run(data: Path, case: str, *, steps: int, width: int, batch: int, seed: int 
     recipe = build.resolve(recipe.changed(settings=recipe.settings | settings, optim=optim), train)
     found, rows, ended = [], [], ""
     try:
-        learn(train, recipe, fresh(train, recipe), show=False, log=rows.append, held_out=test, tell=found.append)
+        learn(train, recipe, fresh(train, recipe), Hooks(show=False, log=rows.append, tell=found.append),
+              held_out=test)
     except ValueError as error:  # the loss stopped being finite
         ended = str(error)
     knn = [row["knn_online"] for row in rows if "knn_online" in row]

@@ -35,7 +35,7 @@ from nearfar import build, methods
 from nearfar import recipe as recipes
 from nearfar.data import open_source
 from nearfar.evaluate import evaluate
-from nearfar.run import fresh, learn
+from nearfar.learning import Hooks, fresh, learn
 from nearfar.training.loop import LOG_EVERY
 
 COLUMNS = ("1 label linear", "10 labels linear", "kNN", "linear")
@@ -78,7 +78,7 @@ def quality(name: str, data: str, seed: int, views: int, width: int) -> dict:
     if name == "untrained":
         build.calibrate(method, train, (given.low, given.high))
     else:
-        learnt = learn(train, recipe, method, log=rows.append, show=False, tell=lambda f: said.append(f.text))
+        learnt = learn(train, recipe, method, Hooks(rows.append, False, tell=lambda f: said.append(f.text)))
         row |= {"steps": recipe.steps, "each": each, "seconds": round(learnt.clock.total, 1),
                 "settings": recipe.settings, "optim": vars(recipe.optim), "policy": recipe.policy,
                 "precision": recipe.precision, "findings": said,
@@ -100,7 +100,7 @@ def speed(name: str, data: str, steps: int = 40) -> dict:
     recipe, rows = recipe.changed(steps=steps), []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
-    learn(train, recipe, fresh(train, recipe), log=rows.append, show=False)
+    learn(train, recipe, fresh(train, recipe), Hooks(rows.append, False))
     late = [r for r in rows if r["step"] >= LOG_EVERY]
     rates = [(b["step"] - a["step"]) * recipe.batch / (b["time"] - a["time"]) for a, b in itertools.pairwise(late)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -141,13 +141,13 @@ def nearfar(given: argparse.Namespace, method: str, who: str, seed: int) -> dict
 
     from nearfar.build import image_views, resolve
     from nearfar.data import open_source
-    from nearfar.run import fresh, learn
+    from nearfar.learning import Hooks, fresh, learn
 
     source = open_source(given.data).train
     recipe = resolve(recipe_of(method, source="array", epochs=given.epochs, batch=given.batch, seed=seed), source)
     model = fresh(source, recipe)
     losses, before, start = [], peak(), time.perf_counter()
-    learnt = learn(source, recipe, model, show=False, log=lambda row: losses.append(row["loss"]))
+    learnt = learn(source, recipe, model, Hooks(show=False, log=lambda row: losses.append(row["loss"])))
     took, memory = time.perf_counter() - start, peak()
     steps = learnt.pace.last_step
     made = image_views(recipe, learnt.input, model.views, small=getattr(model, "small_views", False))

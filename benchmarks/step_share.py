@@ -18,9 +18,9 @@ import torch
 
 from nearfar import build
 from nearfar.data import open_source
+from nearfar.learning import Hooks, fresh, learn
 from nearfar.losses import nt_xent
 from nearfar.recipe import Recipe
-from nearfar.run import fresh, learn
 
 
 def head_seconds(method: torch.nn.Module, batch: int, mixed: bool, repeats: int = 15) -> float:
@@ -43,7 +43,7 @@ def measure(encoder: str, batch: int, steps: int, repeats: int) -> None:
     rows = []
     for _ in range(repeats):
         recipe = build.resolve(Recipe(source="array", encoder=encoder, batch=batch, steps=steps), source)
-        learnt = learn(source, recipe, fresh(source, recipe), show=False)
+        learnt = learn(source, recipe, fresh(source, recipe), Hooks(show=False))
         clock = learnt.clock
         head = head_seconds(learnt.method.train(), batch, recipe.precision == "bf16-mixed") * steps
         outside = clock.total - clock.encoder

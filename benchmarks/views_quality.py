@@ -25,8 +25,8 @@ from scipy.stats import t
 from nearfar import build
 from nearfar.data import open_source
 from nearfar.evaluate import evaluate
+from nearfar.learning import fresh, learn
 from nearfar.recipe import Recipe
-from nearfar.run import fresh, learn
 from nearfar.views.policies import plan_of
 
 COLUMNS = ("1 label linear", "5 labels linear", "10 labels linear", "kNN", "linear")

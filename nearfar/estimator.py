@@ -13,7 +13,7 @@ from nearfar import build
 from nearfar import recipe as recipes
 from nearfar.data import open_source
 from nearfar.errors import UserError
-from nearfar.learning import fresh, learn
+from nearfar.learning import Hooks, fresh, learn
 
 
 class Embedder(TransformerMixin, BaseEstimator):
@@ -90,7 +90,7 @@ class Embedder(TransformerMixin, BaseEstimator):
             views=self.views or {}, optim=Optim(**(self.optim or {})), seed=int(seed),
         )  # fmt: skip
         recipe = build.resolve(recipe, source)
-        learnt = learn(source, recipe, fresh(source, recipe), show=False)
+        learnt = learn(source, recipe, fresh(source, recipe), Hooks(show=False))
         self.shape_, self.recipe_, self.input_ = tuple(source.shape), learnt.recipe, learnt.input
         self.model_ = learnt.method.cpu()
         return self

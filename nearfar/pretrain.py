@@ -167,8 +167,7 @@ class Started:
     def begin(self, source: Any, force: bool, evaluate: bool) -> Run:
         """A new run."""
         data, test, method = _together(lambda: self._opened(self.recipe.source if source is None else source))
-        if not dist.rank():
-            make(self.folder, force, self.recipe, self.engine, data)
+        _together(lambda: None if dist.rank() else make(self.folder, force, self.recipe, self.engine, data))
         return self._train(data, test, method, None, evaluate)
 
     def go_on(self, source: Any, evaluate: bool) -> Run:
@@ -192,10 +191,10 @@ class Started:
     def _finished(self, at: keeper.Checkpoint, source: Any, evaluate: bool) -> Run:
         """Training had ended; what comes after it may not have."""
         dist.finish()
-        run = Run(self.folder, rank=self.fabric.global_rank)
-        if run.rank:
-            return run
+        if self.fabric.global_rank:
+            return Run(self.folder, self.fabric.global_rank)
         self._write_recipe(at.about["pace"])
+        run = Run(self.folder)
         self.say(f"{self.folder} has been trained to its end, {at.step} steps")
         if evaluate and not (self.folder / "results.json").is_file():
             run.evaluate(source, say=self.say)
@@ -253,10 +252,10 @@ class Started:
             name = signal.Signals(learnt.stopped).name
             raise Preempted(f"stopped by {name} after step {learnt.loop.step}: go on with "
                             f"nearfar train --resume {self.folder}")  # fmt: skip
-        run = Run(self.folder, rank=self.fabric.global_rank)
-        if run.rank:
-            return run
+        if self.fabric.global_rank:
+            return Run(self.folder, self.fabric.global_rank)
         self._write_recipe(learnt.pace.segments)
+        run = Run(self.folder)
         clock = {k: round(v, 3) for k, v in dataclasses.asdict(learnt.clock).items() if not k.startswith("_")}
         write_bytes(self.folder / "clock.json", json.dumps(
             clock | {"before": round(time.perf_counter() - self.begun - clock["total"], 3)}))  # fmt: skip

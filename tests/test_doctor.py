@@ -14,11 +14,11 @@ from nearfar import build, evaluate
 from nearfar import recipe as recipes
 from nearfar.data import open_source
 from nearfar.evaluate import geometry
-from nearfar.run import fresh, learn
+from nearfar.learning import Hooks, fresh, learn
 from nearfar.training import doctor
 from nearfar.training.doctor import Doctor, Facts
 from nearfar.training.optim import Optim
-from nearfar.training.watch import OnlineKNN, Watch, image_spread, similarities, spread
+from nearfar.training.watch import OnlineKNN, image_spread, similarities, spread
 
 # ---------------------------------------------------------------- the effective rank of endless rows
 
@@ -95,13 +95,6 @@ def test_image_spread():
     assert image_spread(np.repeat(x[:1], 32, 0)) == 0.0
     assert image_spread(np.full((32, 8, 8, 1), 7, np.uint8)) == 0.0
     assert math.isnan(image_spread(["a", "b"]))
-
-
-def test_the_first_loss_that_is_not_finite_is_known():
-    watch = Watch(torch.nn.Linear(2, 2))
-    for step, loss in enumerate([1.0, 2.0, math.inf, 3.0, math.nan], 1):
-        watch.glance(step, torch.tensor(loss))
-        assert watch.broken_at == (3 if step >= 3 else None)
 
 
 def test_the_online_knn_is_the_judge():
@@ -241,7 +234,7 @@ def trained(x: np.ndarray, y: np.ndarray, method: str, steps: int, settings: dic
     recipe = recipe.changed(settings=recipe.settings | settings, optim=dataclasses.replace(recipe.optim, **optim))
     recipe = build.resolve(recipe, train)
     rows, told = [], []
-    learnt = learn(train, recipe, fresh(train, recipe), show=False, log=rows.append, tell=told.append,
+    learnt = learn(train, recipe, fresh(train, recipe), Hooks(rows.append, False, tell=told.append),
                    held_out=test if held_out else None)  # fmt: skip
     assert learnt.findings == told
     return learnt, rows, told

@@ -7,9 +7,9 @@ from torch import nn
 
 from nearfar import build
 from nearfar.data import open_source
+from nearfar.learning import Hooks, learn
 from nearfar.methods.parts import Step
 from nearfar.recipe import Recipe
-from nearfar.run import learn
 from nearfar.views.geometry import places
 
 X = np.random.default_rng(0).integers(0, 256, (64, 24, 24, 3), dtype=np.uint8)
@@ -22,7 +22,7 @@ class Asking(nn.Module):
 
     def __init__(self, **asks):
         super().__init__()
-        self.weight, self.given = nn.Parameter(torch.ones(())), []
+        self.weight, self.given, self.encoder = nn.Parameter(torch.ones(())), [], nn.Identity()
         for name, value in asks.items():
             setattr(self, name, value)
 
@@ -39,7 +39,7 @@ def given(policy, **asks):
     source = open_source(X).train
     recipe = build.resolve(Recipe(source="array", policy=policy, batch=16, steps=3, precision="32-true"), source)
     method = Asking(**asks)
-    learn(source, recipe, method, show=False)
+    learn(source, recipe, method, Hooks(show=False))
     return method.given
 
 
@@ -57,7 +57,7 @@ def test_a_dense_method_gets_the_maps_of_the_pixels_it_gets(precision):
         Recipe(source="array", policy="simclr-small", views={"colour": 0.0, "grey": 0.0}, batch=16, steps=2,
                precision=precision), source)  # fmt: skip
     method = Asking(wants_maps=True)
-    learn(source, recipe, method, show=False)
+    learn(source, recipe, method, Hooks(show=False))
     for views, index in method.given:
         planes = torch.from_numpy(X[index.numpy()]).permute(0, 3, 1, 2) / 255
         for view in views:
@@ -77,7 +77,7 @@ def test_views_of_ones_own_take_the_policys_place():
         return [torch.zeros(len(content), 3, 8, 8), torch.ones(len(content), 3, 8, 8)]
 
     method = Asking()
-    learn(source, recipe, method, show=False, views=own)
+    learn(source, recipe, method, Hooks(show=False), views=own)
     assert asked == [(16, 24, 24, 3)] * 2
     assert float(method.given[0][0][1].mean()) == 1
 
