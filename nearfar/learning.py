@@ -131,7 +131,17 @@ def _online_knn(method: Any, train: Source, held_out: Source | None, given: Inpu
     if held_out is None or train.labels is None or held_out.labels is None:
         return None
     part = held_out.subset(np.unique(np.linspace(0, len(held_out) - 1, _WATCHED).astype(np.int64)))
-    return OnlineKNN(lambda: build.embed(method, part, given.range_for(part)), part.labels)
+
+    def embed() -> np.ndarray:
+        sharded = hasattr(method, "unshard")
+        if sharded:
+            method.unshard()
+        features = build.embed(method, part, given.range_for(part))
+        if sharded:
+            method.reshard()
+        return features
+
+    return OnlineKNN(embed, part.labels)
 
 
 def checkpoint_of(loop: Loop, about: dict[str, Any], final: bool) -> tuple[dict, dict]:

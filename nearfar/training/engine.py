@@ -91,11 +91,18 @@ def _strategy(name: str, world: int) -> Any:
     from lightning_fabric import strategies
 
     if name == "fsdp":
-        from torch.distributed.fsdp import fully_shard
-
-        return strategies.ModelParallelStrategy(
-            lambda model, mesh: fully_shard(model, mesh=mesh["data_parallel"]), world, 1)  # fmt: skip
+        return strategies.ModelParallelStrategy(_shard, world, 1)
     return strategies.DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _shard(model: nn.Module, mesh: Any) -> nn.Module:
+    """Every weight in shards of its rows, gathered for the time of a forward and a backward (FSDP2)."""
+    import torch
+    from torch.distributed.fsdp import fully_shard
+
+    for p in model.parameters():  # shards have plain layout
+        p.data = p.data.contiguous(memory_format=torch.contiguous_format)
+    return fully_shard(model, mesh=mesh["data_parallel"])
 
 
 def shape(method: nn.Module, engine: Engine) -> None:

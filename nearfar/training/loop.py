@@ -20,7 +20,7 @@ from nearfar.training.chunks import Chunks, out_of_memory
 from nearfar.training.doctor import Doctor, Facts
 from nearfar.training.optim import Optim, set_rates
 from nearfar.training.schedule import Pace
-from nearfar.training.watch import OnlineKNN, Watch
+from nearfar.training.watch import OnlineKNN, Watch, total_norm
 
 LOG_EVERY = 10
 _SKIPPED = 100  # steps in a row without a finite loss: then leaving them out helps no more
@@ -215,10 +215,7 @@ class Loop:
         """The gradient's norm; None where it is scaled, and the scaler looks for what is not finite."""
         if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
             return None
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)
-        norm = torch.linalg.vector_norm(norms)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return total_norm([p.grad for p in self._parameters if p.grad is not None])
 
     def _agreed(self, finite: bool) -> bool:
         """Whether the step counts; and what the processes must know of each other: the time, and whether to stop."""
@@ -263,7 +260,7 @@ class Loop:
         logged = (step - 1) % LOG_EVERY == 0 or step <= 10 or done
         judged = self.online.judge(share, done) if self.online and logged else {}
         self.score = judged.get("knn_online")
-        if logged and dist.rank() == 0:
+        if logged:  # on all processes, as weights may lie in shards
             loss = float(out.loss.detach())
             images = step * len(batch.index) * self.accumulate * dist.world() / max(elapsed, 1e-9)
             row = {"step": step, "time": round(elapsed, 3), "loss": loss, "share": share, "lr": rate,

@@ -34,7 +34,7 @@ class Watch:
         self.first = float(self._weights())  # the norm of the encoder's weights at the start
 
     def _weights(self) -> Tensor:
-        return _norm(self._kernels)
+        return total_norm(self._kernels)
 
     @property
     def growth(self) -> float:
@@ -50,7 +50,7 @@ class Watch:
             gradient: the gradient's norm where it was clipped; else it is taken from the parameters.
         """
         if gradient is None:
-            gradient = _norm([p.grad for p in self._parameters if p.grad is not None])
+            gradient = total_norm([p.grad for p in self._parameters if p.grad is not None])
         row = {"gradient": float(gradient), "weight_growth": self.growth, "image_spread": image_spread(images)}
         row |= {name: float(value) for name, value in out.stats.items()}
         z, h = out.projections.float(), out.features.float()
@@ -67,8 +67,12 @@ def _spectra(z: Tensor, h: Tensor, n: int) -> dict[str, float]:
             "effective_rank_projections": effective_rank(z[:n], corrected=True)}  # fmt: skip
 
 
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)).float()) if tensors else torch.zeros(())
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all of them together; of shards, that of the whole, for which all processes must ask. ()"""
+    if not tensors:
+        return torch.zeros(())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)).float())
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def similarities(z: Tensor, groups: Tensor) -> dict[str, float]:
