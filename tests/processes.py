@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import traceback
@@ -12,10 +13,15 @@ import torch.distributed as td
 import torch.multiprocessing as mp
 
 
-def _entry(rank: int, world: int, port: int, fn: Callable, args: tuple, out: mp.SimpleQueue) -> None:
+def _entry(rank: int, world: int, port: int, fn: Callable, args: tuple, out: mp.SimpleQueue, started: bool) -> None:
     try:
         torch.set_num_threads(1)
-        td.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+        if started:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": str(world),
+                           "LOCAL_WORLD_SIZE": str(world), "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+                           "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
+        else:
+            td.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
         out.put((rank, pickle.dumps(fn(*args)), None))  # bytes: a shared tensor would die with its process
         td.barrier()
         td.destroy_process_group()
@@ -23,7 +29,12 @@ def _entry(rank: int, world: int, port: int, fn: Callable, args: tuple, out: mp.
         out.put((rank, None, traceback.format_exc()))
 
 
-def spawn(world: int, fn: Callable, *args: object, seconds: float = 120) -> list:
+def torchrun(world: int, fn: Callable, *args: object, seconds: float = 120) -> list:
+    """:func:`spawn` for a ``fn`` that joins the process group itself, told as torchrun tells it."""
+    return spawn(world, fn, *args, seconds=seconds, started=True)
+
+
+def spawn(world: int, fn: Callable, *args: object, seconds: float = 120, started: bool = False) -> list:
     """``fn(*args)`` on each of ``world`` gloo processes; what each returned, in rank order. ``fn`` must be importable.
 
     Fails where a process raises, or hangs for longer than ``seconds``.
@@ -33,7 +44,8 @@ def spawn(world: int, fn: Callable, *args: object, seconds: float = 120) -> list
         port = s.getsockname()[1]
     context = mp.get_context("spawn")
     out = context.Queue()
-    workers = [context.Process(target=_entry, args=(r, world, port, fn, args, out), daemon=True) for r in range(world)]
+    workers = [context.Process(target=_entry, args=(r, world, port, fn, args, out, started), daemon=True)
+               for r in range(world)]  # fmt: skip
     for w in workers:
         w.start()
     try:

@@ -1,31 +1,27 @@
 """Every method there is a file for: it learns, resumes to the bit, is the same on two processes, says what it needs."""
 
-import copy
 import dataclasses
-import functools
 import json
 
 import numpy as np
 import pytest
 import torch
-from processes import spawn
+from processes import torchrun
 
 import nearfar
 from nearfar import build, cli, methods
 from nearfar import recipe as recipes
-from nearfar.data import Loader, open_source
-from nearfar.encoders import image_encoder
-from nearfar.encoders.norm import synchronise
+from nearfar.data import open_source
 from nearfar.evaluate import evaluate
-from nearfar.methods.parts import Progress
-from nearfar.training import checkpoint, optim
-from nearfar.training.loop import step_generator
+from nearfar.learning import Hooks, checkpoint_of, fresh, learn
+from nearfar.training.engine import Engine, launch
+from nearfar.training.keeper import Keeper, checked
 
 NAMES = methods.names()
 UNLIKE = {"ibot"}  # methods whose encoder must be of a kind of its own: tested in their own files
 
 
-def tiny(name: str, source, seed: int = 0, **changes):
+def tiny(name: str, source, seed: int = 0, optim_changes=None, **changes):
     """A method's small recipe at a size for tests: narrow, few prototypes, a short queue."""
     known = {f.name for f in dataclasses.fields(methods.module(name).Config)}
     small = {"hidden": 32, "dim": 8, "queue": 64, "prototypes": 16, "clusters": "8,12", "warmup_epochs": 0.1,
@@ -41,70 +37,40 @@ def images(n: int = 64, side: int = 16):
     return open_source((g.integers(0, 256, (n, side, side, 3), dtype=np.uint8), np.arange(n) % 4)).train
 
 
-class Training:
-    """A few steps of a method in float64, by DDP's rule where there are several processes."""
+def learnt(name: str, fabric=None, start=None, kept=None, **changes):
+    """Six steps of a method in float64, more than an epoch: losses, and everything that is kept of it."""
+    source = images()
+    recipe = tiny(name, source, steps=6, **changes).changed(precision="64-true")
+    recipe = recipe.changed(optim=dataclasses.replace(recipe.optim, **changes.get("optim_changes", {})))
+    method = fresh(source, recipe)
+    method.batch_norm = "whole"  # as one process has it, for methods that deal their rows anew instead
+    rows = list(start.about["rows"]) if start else []
 
-    def __init__(self, name: str) -> None:
-        from nearfar import dist
+    def save(loop, final=False, wait=False):
+        if kept is not None:
+            files, about = checkpoint_of(loop, {}, final)
+            kept.write(loop.step, files, about | {"rows": list(rows)})
+            kept.wait()
 
-        torch.manual_seed(0)
-        self.source = images()
-        recipe = tiny(name, self.source)
-        encoder = image_encoder("cnn", self.source.shape, torch.full((3,), 0.5), torch.full((3,), 0.3), width=4)
-        self.method = methods.module(name).Method(encoder, recipe.method_config(), 4, len(self.source)).double()
-        self.method.train()
-        self.model = self.method
-        if dist.world() > 1:
-            synchronise(self.method)
-            self.model = torch.nn.parallel.DistributedDataParallel(self.method, forward_sync_buffers=False)
-        self.config = dataclasses.replace(recipe.optim, name="sgd", lr=0.005)  # small, as some losses are steep
-        self.optimizer = optim.build(self.config, self.method)
-        self.loader = Loader(self.source, recipe.batch, 0, dist.rank(), dist.world(),
-                             per_class=getattr(self.method, "per_class", 0))  # fmt: skip
-        given = build.Input(tuple(self.source.shape), 0.0, 255.0)
-        self.views = build.image_views(recipe, given, self.method.views, rank=dist.rank(), world=dist.world(),
-                                       small=getattr(self.method, "small_views", False))  # fmt: skip
-
-    def run(self, start: int, stop: int) -> list[float]:
-        losses = []
-        for step in range(start, stop):
-            optim.set_rates(self.optimizer, self.config, 0.1 + step / 20)
-            batch, generator = self.loader.batch(step), step_generator(0, step)
-            if getattr(self.method, "wants_maps", False):
-                seen = [v.changed(pixels=v.pixels.double()) for v in self.views.seen(batch.content, generator)]
-            else:
-                seen = [v.double() for v in self.views(batch.content, generator)]
-            progress = Progress(step, step / 20, step / self.loader.steps_per_epoch, generator)
-            labels = torch.as_tensor(batch.label) if methods.module(self.method_name).SUPERVISED else None
-            out = self.model(seen, torch.as_tensor(batch.index), labels, progress)
-            self.optimizer.zero_grad(set_to_none=True)
-            out.loss.backward()
-            getattr(self.method, "before_step", lambda progress: None)(progress)
-            self.optimizer.step()
-            self.method.after_step(progress)
-            losses.append(float(out.loss.detach()))
-        return losses
-
-    @functools.cached_property
-    def method_name(self) -> str:
-        return type(self.method).__module__.rpartition(".")[2].replace("_", "-")
+    engine = Engine(checkpoint_minutes=1e-9 if kept else 1.0)
+    learn(source, recipe, method, Hooks(rows.append, False, save=save), engine=engine, fabric=fabric, start=start)
+    return [row["loss"] for row in rows], method.state_dict()
 
 
-def steps_of(name: str) -> tuple[list[float], dict[str, torch.Tensor]]:
-    training = Training(name)
-    return training.run(0, 6), training.method.state_dict()
+def all_learnt(names: list[str]) -> dict:
+    fabric = launch(Engine(), "64-true")
+    return {name: learnt(name, fabric, optim_changes=STEEP) for name in names}
 
 
-def all_steps(names: list[str]) -> dict:
-    return {name: steps_of(name) for name in names}
+STEEP = {"name": "sgd", "lr": 0.005}  # as some losses are steep
 
 
 def test_two_processes_are_one():
-    """Six steps, more than an epoch: the same losses, weights, twins, queues, prototypes and assignments."""
+    """The loop under DDP on two gloo processes: the same losses, weights, twins, queues, prototypes, assignments."""
     names = [n for n in NAMES if n not in UNLIKE]
-    ones = all_steps(names)
+    ones = all_learnt(names)
     wrong = []
-    for rank, got in enumerate(spawn(2, all_steps, names, seconds=400)):
+    for rank, got in enumerate(torchrun(2, all_learnt, names, seconds=400)):
         for name in names:
             (one, held), (two, there) = ones[name], got[name]
             if not np.allclose(two, one, rtol=1e-6, atol=1e-9):
@@ -116,19 +82,14 @@ def test_two_processes_are_one():
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in UNLIKE])
 def test_it_goes_on_from_a_checkpoint_to_the_bit(name, tmp_path):
-    """Weights and everything else that decides training are in the file: twin, queue, prototypes, centre."""
-    whole = Training(name)
-    first = whole.run(0, 3)
-    checkpoint.save(tmp_path / "c.safetensors", whole.method.state_dict(), {})
-    held = copy.deepcopy(whole.optimizer.state_dict())
-    rest = whole.run(3, 7)
-    again = Training(name)
-    again.method.load_state_dict(checkpoint.load(tmp_path / "c.safetensors")[0])
-    again.optimizer.load_state_dict(held)
-    assert again.run(3, 7) == rest
-    assert first + rest == Training(name).run(0, 7)
-    for key, value in whole.method.state_dict().items():
-        np.testing.assert_array_equal(value.numpy(), again.method.state_dict()[key].numpy(), err_msg=key)
+    """Weights, optimiser and everything else that decides training are in a checkpoint: twin, queue, centre, bank."""
+    kept = Keeper(tmp_path, keep=9)
+    losses, held = learnt(name, kept=kept)
+    for path in (tmp_path / "step-00000003", tmp_path / "step-00000005"):
+        again, there = learnt(name, start=checked(path))
+        assert again == losses
+        for key, value in held.items():
+            np.testing.assert_array_equal(value.numpy(), there[key].numpy(), err_msg=f"{key} from {path.name}")
 
 
 @pytest.mark.parametrize("name", NAMES)

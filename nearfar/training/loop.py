@@ -112,7 +112,8 @@ class Loop:
         self.score: float | None = None  # the online kNN's at this step
         self.clock = Clock()
         self.watch = Watch(self.method)
-        self._make = self.views.seen if getattr(self.method, "wants_maps", False) else self.views
+        self._wants_maps = getattr(self.method, "wants_maps", False)
+        self._make = self.views.seen if self._wants_maps else self.views
         self._before_step = getattr(self.method, "before_step", lambda progress: None)
         self._small = [b for b in self.method.buffers() if b.numel() <= _SMALL]
         self._parameters = [p for p in self.method.parameters() if p.requires_grad]
@@ -200,6 +201,8 @@ class Loop:
     def _forward(self, batch: Any, progress: Progress, last: bool) -> Step:
         device = self.fabric.device
         seen = self._make(batch.content, progress.generator, device)
+        if self._wants_maps:  # their maps stay as exact as they are; tensors are converted by Fabric
+            seen = [view.changed(view.pixels.to(self._parameters[0].dtype)) for view in seen]
         index = torch.as_tensor(batch.index).to(device)
         labels = None if batch.label is None else torch.as_tensor(batch.label).to(device)
         self.clock.lap("views")

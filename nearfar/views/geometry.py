@@ -285,6 +285,7 @@ def follow_points(points: Tensor, to_image: Tensor) -> Tensor:
 
 
 def _carry(points: Tensor, m: Tensor) -> Tensor:
+    points = points.to(m.dtype)
     at = torch.cat([points, torch.ones_like(points[..., :1])], 2) @ m.transpose(1, 2)  # (N, P, 3)
     return at[..., :2] / at[..., 2:]
 
