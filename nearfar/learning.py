@@ -63,6 +63,12 @@ def fresh(train: Source, recipe: Recipe, say: Callable[[str], None] = lambda tex
     return build.model(recipe, tuple(train.shape), mean, std, len(train.classes or ()), len(train))
 
 
+def loader_of(train: Source, recipe: Recipe, method: Any, engine: Engine = ALONE) -> Loader:
+    """This process's batches; raises ``UserError`` where a batch does not divide among the processes."""
+    return Loader(train, recipe.batch // recipe.accumulate, recipe.seed, dist.rank(), dist.world(),
+                  per_class=getattr(method, "per_class", 0), workers=engine.workers)  # fmt: skip
+
+
 def learn(
     train: Source, recipe: Recipe, method: Any, hooks: Hooks = Hooks(), *, engine: Engine = ALONE,
     fabric: Any = None, views: Callable[..., list[torch.Tensor]] | None = None, held_out: Source | None = None,
@@ -92,8 +98,7 @@ def learn(
     if views is None:
         views = build.image_views(recipe, given, method.views, small=getattr(method, "small_views", False),
                                   rank=dist.rank(), world=dist.world())  # fmt: skip
-    loader = Loader(train, recipe.batch // recipe.accumulate, recipe.seed, dist.rank(), dist.world(),
-                    per_class=getattr(method, "per_class", 0), workers=engine.workers)  # fmt: skip
+    loader = loader_of(train, recipe, method, engine)
     pace = build.pace(recipe, len(train))
     doctor = Doctor(_facts(recipe, train), hooks.tell)
     with Bar(f"{recipe.method} on {recipe.source}", hooks.show) as bar, torch.random.fork_rng(_gpus(fabric)):

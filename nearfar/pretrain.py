@@ -21,7 +21,7 @@ from nearfar import recipe as recipes
 from nearfar.data import Source
 from nearfar.environment import describe_environment
 from nearfar.errors import Elsewhere, Preempted, UserError
-from nearfar.learning import Hooks, Learnt, checkpoint_of, fresh, learn
+from nearfar.learning import Hooks, Learnt, checkpoint_of, fresh, learn, loader_of
 from nearfar.recipe import Recipe
 from nearfar.run import CHECKPOINTS, Run, tell_skipped
 from nearfar.training import keeper
@@ -210,7 +210,9 @@ class Started:
             tell_skipped(part, self.say)
         data, test = build.split(splits, self.recipe)
         self.recipe = build.resolve(self.recipe, data)
-        return data, test, fresh(data, self.recipe, self.say)
+        method = fresh(data, self.recipe, self.say)
+        loader_of(data, self.recipe, method)
+        return data, test, method
 
     def _train(
         self, data: Source, test: Source | None, method: Any, at: keeper.Checkpoint | None, evaluate: bool
