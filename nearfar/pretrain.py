@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from nearfar import build, dist
 from nearfar import recipe as recipes
 from nearfar.data import Source
 from nearfar.environment import describe_environment
-from nearfar.errors import Elsewhere, Preempted, UserError
+from nearfar.errors import Elsewhere, Preempted, UserError, one_line
 from nearfar.learning import Hooks, Learnt, checkpoint_of, fresh, learn, loader_of
 from nearfar.recipe import Recipe
 from nearfar.run import CHECKPOINTS, Run, tell_skipped
@@ -229,7 +229,11 @@ class Started:
             files, record = checkpoint_of(loop, about, final)
             if keep is None or (keep.busy and not (final or wait)):
                 return
-            keep.write(loop.step, files, record | {"metrics": metrics.position()})
+            try:
+                keep.write(loop.step, files, record | {"metrics": metrics.position()})
+            except OSError as error:  # of the rows
+                keep.wait()
+                keep.failed(loop.step, error)
             if (final or wait) and not keep.wait() and final:
                 raise UserError(f"{folder} is trained, but its checkpoint could not be written: make room, and go on "
                                 f"with nearfar train --resume {folder}")  # fmt: skip
@@ -247,7 +251,8 @@ class Started:
                     keep.wait()
                     metrics.__exit__(None, None, None)
         dist.finish()
-        return self._ended(learnt, data, test, evaluate)
+        with _reported(folder, False):
+            return self._ended(learnt, data, test, evaluate)
 
     def _ended(self, learnt: Learnt, data: Source, test: Source | None, evaluate: bool) -> Run:
         if learnt.stopped:
@@ -338,10 +343,13 @@ def _refuse_if_used(folder: Path, force: bool) -> None:
 
 @contextmanager
 def _reported(folder: Path, first: bool) -> Iterator[None]:
-    """A run that breaks off leaves a page that says why."""
+    """A run that breaks off leaves a page that says why; one that finds no room says how to go on."""
     try:
         yield
     except UserError:
         if first:
-            Run(folder).report()
+            with suppress(OSError):
+                Run(folder).report()
         raise
+    except OSError as error:
+        raise UserError(f"{folder}: {one_line(error)}: mend that, and go on with nearfar train --resume {folder}") from None
