@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from nearfar.training import keeper
 from nearfar.training.checkpoint import write_bytes
 from nearfar.training.doctor import Finding
 from nearfar.training.engine import Engine, launch
+from nearfar.training.lock import alone
 from nearfar.training.metrics import MetricsFile
 from nearfar.training.progress import bar_for_decoding
 from nearfar.training.signals import Signals
@@ -81,8 +82,11 @@ def train(
     folder = Path(fabric.broadcast(str(folder)))
     going = Started(folder, base, engine, fabric, say, show, begun)
     if resume is not None or _restarted_in(folder):
-        return going.go_on(source, evaluate)
-    return going.begin(source, force, evaluate)
+        with _held(folder):
+            return going.go_on(source, evaluate)
+    data, test, method = going.begin(source, force)
+    with _held(folder):
+        return going.train(data, test, method, None, evaluate)
 
 
 def _recipe(source: Any, recipe: Any, method: str, preset: str, changes: dict[str, Any]) -> Recipe:
@@ -152,6 +156,14 @@ def _together(job: Callable[[], T]) -> T:
     return got
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder's lock, for all processes of this command."""
+    with ExitStack() as held:
+        _together(lambda: None if dist.rank() else held.enter_context(alone(folder)))
+        yield
+
+
 @dataclass
 class Started:
     """A command under way: where, by what, on what."""
@@ -164,11 +176,11 @@ class Started:
     show: bool | None
     begun: float
 
-    def begin(self, source: Any, force: bool, evaluate: bool) -> Run:
-        """A new run."""
+    def begin(self, source: Any, force: bool) -> tuple[Source, Source | None, Any]:
+        """A new run's folder; what it is to be trained with."""
         data, test, method = _together(lambda: self._opened(self.recipe.source if source is None else source))
         _together(lambda: None if dist.rank() else make(self.folder, force, self.recipe, self.engine, data))
-        return self._train(data, test, method, None, evaluate)
+        return data, test, method
 
     def go_on(self, source: Any, evaluate: bool) -> Run:
         """A run from its last good checkpoint, or from its beginning where it has none yet."""
@@ -186,7 +198,7 @@ class Started:
             raise UserError(f"{data.spec} is not what {self.folder} was trained on until now (its fingerprint is "
                             f"{data.fingerprint()}, not {at.about['fingerprint']}): give the same data, or start anew")
         self.say(f"resuming {self.folder} from step {at.step if at else 0}")
-        return self._train(data, test, method, at, evaluate)
+        return self.train(data, test, method, at, evaluate)
 
     def _finished(self, at: keeper.Checkpoint, source: Any, evaluate: bool) -> Run:
         """Training had ended; what comes after it may not have."""
@@ -214,7 +226,7 @@ class Started:
         loader_of(data, self.recipe, method)
         return data, test, method
 
-    def _train(
+    def train(
         self, data: Source, test: Source | None, method: Any, at: keeper.Checkpoint | None, evaluate: bool
     ) -> Run:
         """Train, write the last checkpoint, judge."""
@@ -339,6 +351,9 @@ def _refuse_if_used(folder: Path, force: bool) -> None:
     if not force and any(folder.iterdir()):
         again = f", --resume {folder} to go on with it" if (folder / "recipe.toml").is_file() else ""
         raise UserError(f"{folder} is in use: pass another --out{again}, or --force to replace it")
+    if (folder / "recipe.toml").is_file():
+        with alone(folder):
+            pass
 
 
 @contextmanager

@@ -24,6 +24,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_threa
 import numpy as np  # noqa: E402  after what decides its threads
 
 ROOT = Path(__file__).resolve().parents[2]
+OFTEN = ("--checkpoint-minutes", "0.00001")  # whenever none is being written
 TIMES = {"time", "images_per_second"}  # of a row: what two runs may differ in
 
 
@@ -86,6 +87,19 @@ class Attempt:
 
 def forked(argv: list[str], log: Path, before: Callable[[], None] = lambda: None, **env: str) -> Attempt:
     """``nearfar ARGV`` in a fork of this process; ``before`` is called in it first."""
+
+    def command() -> int:
+        from nearfar.cli import main
+
+        os.environ.update(env)
+        before()
+        return main(argv)
+
+    return called(command, log)
+
+
+def called(job: Callable[[], int | None], log: Path) -> Attempt:
+    """A function in a fork of this process; what it returns is the exit code."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -93,14 +107,10 @@ def forked(argv: list[str], log: Path, before: Callable[[], None] = lambda: None
     code = 70
     try:
         os.setpgid(0, 0)
-        os.environ.update(env)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        before()
-        from nearfar.cli import main
-
-        code = main(argv)
+        code = job() or 0
     except BaseException:
         traceback.print_exc()
     finally:
@@ -124,19 +134,17 @@ def fresh(argv: list[str], log: Path, *, python: tuple[str, ...] = ("-m", "nearf
 
 def warm(argv: list[str], log: Path) -> None:
     """Import here what a command imports, as a child that ran it once says; this process stays one thread."""
-    import nearfar.cli as cli
-
     names = log.with_suffix(".modules")
 
-    pid = os.fork()
-    if not pid:
-        code = 70
-        with contextlib.suppress(BaseException):
-            sys.stderr = sys.stdout = open(log, "w")  # noqa: SIM115
-            code = cli.main(argv)
-            names.write_text("\n".join(sorted(sys.modules)))
-        os._exit(code)
-    hold(os.waitpid(pid, 0)[1] == 0, f"the first run fails: {log.read_text()[-500:]}")
+    def first() -> int:
+        from nearfar.cli import main
+
+        code = main(argv)
+        names.write_text("\n".join(sorted(sys.modules)))
+        return code
+
+    attempt = called(first, log)
+    hold(attempt.wait() == 0, f"the first run fails: {attempt.said[-500:]}")
     for name in names.read_text().split():
         if name not in ("__main__", "__mp_main__"):
             with contextlib.suppress(Exception):
@@ -144,14 +152,42 @@ def warm(argv: list[str], log: Path) -> None:
     hold(len(os.listdir("/proc/self/task")) == 1, "imports have started threads: no fork would be safe")
 
 
-def data(folder: Path) -> Path:
-    """300 handwritten digits with labels to train on and 100 to judge by."""
+@dataclass(frozen=True)
+class Ground:
+    """A folder with data in it: 300 handwritten digits with labels and 100 to judge by, and the 300 without labels."""
+
+    folder: Path
+    labelled: Path
+    plain: Path
+
+    def begin(self, out: Path, *flags: str) -> list[str]:
+        """The words of a small training on the plain images."""
+        return ["train", str(self.plain), *once("--width", "8", "--batch", "32", *flags), "--out", str(out)]
+
+    def whole(self, name: str, *flags: str) -> Path:
+        """The uninterrupted run that others are held against, in a process of its own."""
+        run = self.folder / name
+        attempt = fresh(self.begin(run, *flags), run.with_suffix(".log"))
+        hold(attempt.wait() == 0, f"{name}: {attempt.said[-800:]}")
+        return run
+
+
+def once(*words: str) -> list[str]:
+    """The last of each flag's values."""
+    return [w for pair in dict(zip(words[::2], words[1::2])).items() for w in pair]
+
+
+def ground(folder: Path) -> Ground:
     from sklearn.datasets import load_digits
 
     held = load_digits()
     x, y = np.round(held.images * (255 / 16)).astype(np.uint8), held.target
     np.savez(folder / "digits.npz", x_train=x[:300], y_train=y[:300], x_test=x[300:400], y_test=y[300:400])
-    return folder / "digits.npz"
+    np.save(folder / "plain.npy", x[:300])
+    made = Ground(folder, folder / "digits.npz", folder / "plain.npy")
+    warm(["train", str(made.labelled), "--width", "8", "--batch", "32", "--steps", "12", "--out", str(folder / "warm")],
+         folder / "warm.log")  # fmt: skip
+    return made
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -193,10 +229,6 @@ def same(run: Path, reference: Path) -> None:
     hold(not wrong, f"{run}: rows differ: {wrong[:5]}")
     hold(judged(run) == judged(reference), f"{run}: results differ")
     hold(not side(run), f"{run}: a half-written checkpoint is left")
-
-
-def numbers(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from attempts import Attempt, checkpoints, data, forked, fresh, hold, numbers, same, side, warm
+import numpy as np
+from attempts import OFTEN, Attempt, Ground, checkpoints, forked, fresh, hold, once, same, side
 
 _SMALL = ("--width", "8", "--batch", "32", "--steps", "150")
 CASES: dict[str, tuple[str, ...]] = {
@@ -32,16 +33,10 @@ CASES: dict[str, tuple[str, ...]] = {
                                  "--steps", "12", "--optim.name", "sgd", "--optim.momentum", "0",
                                  "--optim.nesterov", "False"),
 }  # fmt: skip
-OFTEN = ("--checkpoint-minutes", "0.00001")  # whenever none is being written
 
 
 def begin(source: Path, case: str, out: Path, *more: str) -> list[str]:
-    return ["train", str(source), *_once([*_SMALL, *CASES[case]]), "--out", str(out), *more]
-
-
-def _once(words: list[str]) -> list[str]:
-    """The last of each flag's values."""
-    return [w for pair in dict(zip(words[::2], words[1::2])).items() for w in pair]
+    return ["train", str(source), *once(*_SMALL, *CASES[case]), "--out", str(out), *more]
 
 
 @dataclass
@@ -60,12 +55,11 @@ class Whole:
 class Trials:
     """Runs that are killed until they are done, each held against its case's uninterrupted one."""
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
-        self.folder, self.rng, self.source = folder, numbers(seed), data(folder)
+    def __init__(self, ground: Ground, seed: int = 0) -> None:
+        self.folder, self.source, self.rng = ground.folder, ground.labelled, np.random.default_rng(seed)
         self.kills: Counter[str] = Counter()
         self.fresh = self.runs = self.left = 0
         self._wholes: dict[str, Whole] = {}
-        warm(begin(self.source, "simclr, AdamW", folder / "warm", "--steps", "12"), folder / "warm.log")
 
     def whole(self, case: str) -> Whole:
         """In a process of its own, with few checkpoints; a fork with many is timed, and comes to the same."""
@@ -158,9 +152,9 @@ def _where(run: Path, whole: Whole, before: int) -> str:
     return "in training" if _step(run) > before else "before its first row"
 
 
-def prove(folder: Path, short: bool = False) -> str:
+def prove(ground: Ground, short: bool = False) -> str:
     """200 kills over all cases, with 0 and with 2 workers; what happened, in words."""
-    trials = Trials(folder)
+    trials = Trials(ground)
     cases = [(case, workers) for workers in (0, 2) for case in CASES]
     if short:
         cases = [("moco, twin and queue", 0), ("simclr, SGD, accumulate 2", 2)]
