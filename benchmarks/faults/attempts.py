@@ -39,7 +39,7 @@ def hold(true: object, said: str) -> None:
 
 @dataclass
 class Attempt:
-    """A process under way, whose words go to ``log``; with a group of its own, so that its children die with it."""
+    """A process under way, whose words go to ``log``; which is killed with its children where it does not end."""
 
     pid: int
     log: Path
@@ -60,8 +60,9 @@ class Attempt:
         end = time.monotonic() + seconds
         while not self.over():
             if time.monotonic() > end:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.pid, signal.SIGKILL)
+                for pid in (*descendants(self.pid), self.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 raise Wrong(f"no end after {seconds:.0f} s: {self.said[-500:]}")
             time.sleep(0.002)
         return self.code
@@ -83,6 +84,18 @@ class Attempt:
     def line(self) -> str:
         """The last line, which is the error's."""
         return (self.said.strip().splitlines() or [""])[-1]
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
 
 
 def forked(argv: list[str], log: Path, before: Callable[[], None] = lambda: None, **env: str) -> Attempt:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import signal
@@ -9,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from attempts import OFTEN, Attempt, Ground, checkpoints, forked, fresh, hold, rows, same
+from attempts import OFTEN, Attempt, Ground, checkpoints, descendants, forked, fresh, hold, rows, same
 
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -24,19 +26,13 @@ def training(run: Path, step: int) -> bool:
     return bool(held) and held[-1]["step"] >= step
 
 
-def processes(attempt: Attempt) -> dict[int, int]:
-    """The ranks that run under a launcher (which may be rank 0 itself), and their process ids."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((path / "stat").read_text().rpartition(")")[2].split()[2]) != attempt.pid:  # the process group
-                continue
-            words = (path / "environ").read_bytes()
-        except OSError:
-            continue
-        rank = re.search(rb"(?:^|\0)(?:LOCAL_RANK)=(\d+)\0", words)
-        if rank or int(path.name) == attempt.pid:
-            found[int(rank[1]) if rank else 0] = int(path.name)
+def ranks(attempt: Attempt) -> dict[int, int]:
+    """The process ids of the ranks under a launcher, which may be rank 0 itself."""
+    found = {0: attempt.pid}
+    for pid in descendants(attempt.pid):
+        with contextlib.suppress(OSError):
+            if rank := re.search(rb"(?:^|\0)LOCAL_RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes()):
+                found[int(rank[1])] = pid
     return found
 
 
@@ -77,12 +73,11 @@ def two(ground: Ground, whole: Path, flags: tuple[str, ...], torchrun: bool, ran
     shutil.rmtree(run, ignore_errors=True)
     attempt = launched(ground, run, ground.begin(run, *flags), torchrun)
     hold(attempt.until(lambda: training(run, 11), nap=0.005), attempt.said[-800:])
-    begun = time.monotonic()
-    pid = processes(attempt)[rank]
-    Attempt(pid, attempt.log).send(number)
+    begun, pids = time.monotonic(), ranks(attempt)
+    os.kill(pids[rank], number)
     code = attempt.wait(60)
     took = time.monotonic() - begun
-    hold(processes(attempt) == {}, "a process is left")
+    hold(not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), "a process is left")
     ends = re.findall(r"exitcode\s*:\s*(-?\d+)", attempt.said)
     hold(set(ends) == {"75"} if torchrun else code == 75, f"exit {code}, {ends}: {attempt.said[-1500:]}")
     hold(f"stopped by {signal.Signals(number).name} after step" in attempt.said, attempt.said[-1500:])
@@ -99,7 +94,7 @@ def restarted(ground: Ground, whole: Path, flags: tuple[str, ...], rng: np.rando
     attempt = launched(ground, run, ground.begin(run, *flags, *OFTEN), True, restarts=3)
     hold(attempt.until(lambda: training(run, int(rng.integers(1, 40))), nap=0.005), attempt.said[-800:])
     begun = time.monotonic()
-    Attempt(processes(attempt)[int(rng.integers(2))], attempt.log).send()
+    os.kill(ranks(attempt)[int(rng.integers(2))], signal.SIGKILL)
     hold(attempt.wait(120) == 0, attempt.said[-1500:])
     hold("resuming" in attempt.said, f"it was not resumed: {attempt.said[-800:]}")
     same(run, whole)
