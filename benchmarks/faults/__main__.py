@@ -22,6 +22,8 @@ ROWS = {
     "disk": "the disk full while a checkpoint is written",
     "stopping": "SIGTERM, SIGUSR1, Ctrl-C; to one process, and to one of two",
     "elastic": "SIGKILL of one of two processes under `torchrun --max-restarts 3`",
+    "finite": "a loss that is not finite",
+    "memory": "memory that runs out in a step",
     "twice": "two commands on one run's folder",
 }
 
