@@ -26,6 +26,7 @@ from nearfar.recipe import Recipe
 from nearfar.run import CHECKPOINTS, Run, tell_skipped
 from nearfar.training import keeper
 from nearfar.training.checkpoint import write_bytes
+from nearfar.training.chunks import out_of_memory
 from nearfar.training.doctor import Finding
 from nearfar.training.engine import Engine, launch
 from nearfar.training.lock import alone
@@ -358,7 +359,7 @@ def _refuse_if_used(folder: Path, force: bool) -> None:
 
 @contextmanager
 def _reported(folder: Path, first: bool) -> Iterator[None]:
-    """A run that breaks off leaves a page that says why; one that finds no room says how to go on."""
+    """A run that breaks off leaves a page that says why; one that finds no room, on the disk or in memory, how to go on."""
     try:
         yield
     except UserError:
@@ -366,5 +367,7 @@ def _reported(folder: Path, first: bool) -> Iterator[None]:
             with suppress(OSError):
                 Run(folder).report()
         raise
-    except OSError as error:
+    except (OSError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, OSError) and not out_of_memory(error):
+            raise
         raise UserError(f"{folder}: {one_line(error)}: mend that, and go on with nearfar train --resume {folder}") from None

@@ -126,8 +126,13 @@ class Keeper:
     def write(self, step: int, files: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint of CPU tensors that nobody changes; ``about`` is JSON with ``score`` or None."""
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(step, files, about), name="nearfar-checkpoint")
-        self._thread.start()
+        thread = threading.Thread(target=self._write, args=(step, files, about), name="nearfar-checkpoint")
+        try:
+            thread.start()
+        except RuntimeError as error:  # no memory, or too many threads
+            self.failed(step, error)
+        else:
+            self._thread = thread
 
     def wait(self) -> bool:
         """Wait for what is being written; whether it was, or nothing was to be."""
