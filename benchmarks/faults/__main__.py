@@ -24,6 +24,7 @@ ROWS = {
     "elastic": "SIGKILL of one of two processes under `torchrun --max-restarts 3`",
     "finite": "a loss that is not finite",
     "memory": "memory that runs out in a step",
+    "feeding": "an image that goes bad while training streams it",
     "twice": "two commands on one run's folder",
 }
 

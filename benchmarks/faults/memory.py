@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from attempts import Attempt, Ground, forked, hold, rows
 
-_FLAGS = ("--steps", "4", "--batch", "256", "--image-size", "64", "--workers", "0")
-ENCODERS = {"cnn": ("--width", "24"), "LayerNorm (timm:test_convnext)": ("--encoder", "timm:test_convnext", "--width", "0",
+_FLAGS = ("--steps", "4", "--batch", "128", "--image-size", "64", "--workers", "0")
+ENCODERS = {"cnn": ("--width", "16"), "LayerNorm (timm:test_convnext)": ("--encoder", "timm:test_convnext", "--width", "0",
                                                      "--norm", "layer")}
 _MB = 2**20
 SPLIT = "out of memory: from now on the encoder is given"
@@ -36,7 +36,7 @@ def trained(run: Path) -> bool:
 
 def least(ground: Ground, flags: tuple[str, ...]) -> float:
     """The least address space, to 32 MB, in which it trains whole, by bisection."""
-    low, high, run = 0.0, 1024.0, ground.folder / "probe"
+    low, high, run = 0.0, 2048.0, ground.folder / "probe"
     while high - low > 32:
         middle = (low + high) / 2
         attempt = limited(ground, run, flags, middle)
