@@ -359,7 +359,7 @@ def _refuse_if_used(folder: Path, force: bool) -> None:
 
 @contextmanager
 def _reported(folder: Path, first: bool) -> Iterator[None]:
-    """A run that breaks off leaves a page that says why; one that finds no room, on the disk or in memory, how to go on."""
+    """A run that breaks off leaves a page that says why; one that finds no room on disk or in memory, how to go on."""
     try:
         yield
     except UserError:
@@ -370,4 +370,5 @@ def _reported(folder: Path, first: bool) -> Iterator[None]:
     except (OSError, RuntimeError, MemoryError) as error:
         if not isinstance(error, OSError) and not out_of_memory(error):
             raise
-        raise UserError(f"{folder}: {one_line(error)}: mend that, and go on with nearfar train --resume {folder}") from None
+        raise UserError(f"{folder}: {one_line(error)}: mend that, and go on with nearfar train --resume {folder}") \
+            from None  # fmt: skip

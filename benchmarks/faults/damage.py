@@ -104,9 +104,14 @@ def prove(ground: Ground, short: bool = False) -> str:
             length, bit = int(rng.choice(lengths(size))), int(rng.integers(8 * size))
             fallen_back(ground, run, whole, lambda file, n=length: file.write_bytes(file.read_bytes()[:n]), name)
             fallen_back(ground, run, whole, lambda file, b=bit: flip(file, b), name)
-    attempt, copy = resumed(ground, run, lambda copy: [flip(c / FILES[i % 3], 99) for i, c in enumerate(checkpoints(copy))])
+
+    def all_of_them(copy: Path) -> None:
+        for i, checkpoint in enumerate(checkpoints(copy)):
+            flip(checkpoint / FILES[i % 3], 99)
+
+    attempt, copy = resumed(ground, run, all_of_them)
     hold(attempt.code == 2 and "holds no checkpoint that can be used" in attempt.line, f"all damaged: {attempt.said}")
     hold(rows(copy) == rows(run), "rows went where no checkpoint could be used")
-    return (f"{cut} files cut, lengthened, missing or another checkpoint's and {flipped:,} flipped bits: each refused, the "
-            f"file named; {6 * tries} of them resumed: from the checkpoint before, to the uninterrupted run's bits; all "
-            f"checkpoints damaged: one line, exit 2, nothing changed")  # fmt: skip
+    return (f"{cut} files cut, lengthened, missing or another checkpoint's and {flipped:,} flipped bits: each refused, "
+            f"the file named; {6 * tries} more resumed: from the checkpoint before, to the uninterrupted run's bits; "
+            f"all checkpoints damaged: one line, exit 2, nothing changed")  # fmt: skip

@@ -92,7 +92,7 @@ def prove(ground: Ground, short: bool = False) -> str:
     sizes = (100_000,) if short else (20_000, 100_000, 200_000)
     for size in sizes:
         limited(ground, whole, flags, size)
-    return (f"{tried} file systems filled up in training, {len(sizes)} runs with a limit on a file's size: training went "
-            f"on to its last step, the last good checkpoint stood, a line said so each time; {ended + len(sizes)} could "
-            f"not write the last checkpoint and ended with one line that names --resume; with room, all resumed to the "
-            f"uninterrupted run's bits")  # fmt: skip
+    return (f"{tried} file systems filled up in training, {len(sizes)} runs with a limit on a file's size: training "
+            f"went on to its last step, the last good checkpoint stood, a line said so each time; {ended + len(sizes)} "
+            f"could not write the last checkpoint and ended with one line that names --resume; with room, all resumed "
+            f"to the uninterrupted run's bits")  # fmt: skip

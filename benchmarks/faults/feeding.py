@@ -40,7 +40,7 @@ def harmed(ground: Ground, source: Path, whole: Path, harm: str, workers: int, r
     attempt = forked(argv, run.with_suffix(".log"), **env)
     attempt.until(lambda: len(checkpoints(run)) > 1, nap=0.001)
     path = source / f"{rng.integers(300):03}.png"
-    good, at = path.read_bytes(), path.stat()
+    good = path.read_bytes()
     HARMS[harm](path)
     hold(attempt.wait() == 2, f"{harm}, exit {attempt.code}: {attempt.said[-800:]}")
     hold(path.name in attempt.line and "cannot be read any more" in attempt.line, attempt.said[-800:])
@@ -93,5 +93,5 @@ def prove(ground: Ground, short: bool = False) -> str:
             mapped(ground, array, cut)
     return (f"{tried} times ({', '.join(HARMS)}; 0 and 2 workers): one line with the file's name, exit 2, the last "
             f"checkpoint sound; resumed before it was mended: one line, as the data differ; after: the uninterrupted "
-            f"run's bits. A memory-mapped .npy cut short (3 times): the system ends the process with SIGBUS; mended and "
-            f"resumed, the same bits")  # fmt: skip
+            f"run's bits. A memory-mapped .npy cut short (3 times): the system ends the process with SIGBUS; mended "
+            f"and resumed, the same bits")  # fmt: skip

@@ -101,6 +101,7 @@ def prove(ground: Ground, short: bool = False) -> str:
     for optimiser in ("sgd",) if short else ("sgd", "adamw"):
         forced(ground, optimiser)
     return (f"{tried} times an image for which the views divide by 0 ({', '.join(METHODS)}): stopped at its step with "
-            f"weights, twins, queues and BatchNorm's statistics equal to those before, to the bit; with --skip-nan each of "
-            f"its steps was left out and counted, all that is kept stayed finite; learning rate 1e30 by the command: one "
-            f"line, exit 2, the batch loads and is the right one, a checkpoint of the step before, the same when resumed")  # fmt: skip
+            f"weights, twins, queues and BatchNorm's statistics equal to those before, to the bit; with --skip-nan "
+            f"each of its steps was left out and counted, all that is kept stayed finite. Learning rate 1e30 by the "
+            f"command: one line, exit 2, the batch loads and is the right one, a checkpoint of the step before, "
+            f"the same when resumed")  # fmt: skip

@@ -88,7 +88,7 @@ class Trials:
             new, step = self.rng.random() < share_fresh, _step(run)
             attempt = (fresh if new else forked)(argv, run.with_suffix(".log"))
             if kinds and self._strike(attempt, run, whole, kinds[0], new):
-                self.kills[_where(run, whole, step)] += 1
+                self.kills[_where(run, whole, step, attempt.pid)] += 1
                 self.fresh += new
                 kinds.pop(0)
                 continue
@@ -143,9 +143,9 @@ def _step(run: Path) -> int:
     return json.loads(whole[-1])["step"] if whole else 0
 
 
-def _where(run: Path, whole: Whole, before: int) -> str:
+def _where(run: Path, whole: Whole, before: int, pid: int) -> str:
     """What the killed process was at, by what it has left."""
-    if side(run):
+    if side(run, f".{pid}"):
         return "while a checkpoint was written"
     if (run / "checkpoints" / whole.last).is_dir():
         return "after training, before the end"
@@ -163,7 +163,7 @@ def prove(ground: Ground, short: bool = False) -> str:
     at = 0
     while trials.kills.total() < wanted:
         case, workers = cases[at % len(cases)]
-        part = todo[: 7] if short else list(trials.rng.permutation(todo[:6])) + ["start", "judging", "writing"]
+        part = todo[:7] if short else [*trials.rng.permutation(todo[:6]), "start", "judging", "writing"]
         trials.run(case, workers, sorted(part, key="judging".__eq__), share_fresh=0.0 if short else 0.15)
         at += 1
         print(f"{case}, workers {workers}: {dict(trials.kills)}", file=sys.stderr, flush=True)

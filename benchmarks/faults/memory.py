@@ -1,4 +1,4 @@
-"""Memory that runs out in a step: from then on the encoder is given fewer images at a time, and the loss is the same."""
+"""Memory that runs out in a step: from then on the encoder is given fewer images at a time; the loss is the same."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import resource
 import shutil
 from pathlib import Path
 
-import numpy as np
 from attempts import Attempt, Ground, forked, hold, rows
 
 _FLAGS = ("--steps", "4", "--batch", "128", "--image-size", "64", "--workers", "0")
-ENCODERS = {"cnn": ("--width", "16"), "LayerNorm (timm:test_convnext)": ("--encoder", "timm:test_convnext", "--width", "0",
-                                                     "--norm", "layer")}
+_CONVNEXT = ("--encoder", "timm:test_convnext", "--width", "0", "--norm", "layer")
+ENCODERS = {"cnn (BatchNorm)": ("--width", "16"), "timm:test_convnext (LayerNorm)": _CONVNEXT}
 _MB = 2**20
 SPLIT = "out of memory: from now on the encoder is given"
 

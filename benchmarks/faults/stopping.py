@@ -123,7 +123,7 @@ def prove(ground: Ground, short: bool = False) -> str:
         for rank in (0, 1):
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 took2.append(two(ground, both, flags, torchrun, rank, number))
-    return (f"one process: {len(took)} stops in {len(took) // 3} runs, each a checkpoint of that very step and exit code "
-            f"75 within {max(took):.2f} s, resumed to the uninterrupted run's bits; one rank of two ({len(took2)} times, "
-            f"--devices 2 and torchrun): both stopped at the same step with 75, all gone within {max(took2):.1f} s, "
-            f"resumed to the bits of two uninterrupted ones")  # fmt: skip
+    return (f"one process: {len(took)} stops in {len(took) // 3} runs, each a checkpoint of that very step and exit "
+            f"code 75 within {max(took):.2f} s, resumed to the uninterrupted run's bits; one rank of two ({len(took2)} "
+            f"times, --devices 2 and torchrun): both stopped at the same step with 75, all gone within "
+            f"{max(took2):.1f} s, resumed to the bits of two uninterrupted ones")  # fmt: skip

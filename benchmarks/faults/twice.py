@@ -53,6 +53,6 @@ def prove(ground: Ground, short: bool = False) -> str:
         live(ground, whole, flags)
     for _ in range(tries):
         hold(at_once(ground, whole, flags, rng) == 1, "both have trained")
-    return (f"{2 if short else 10} times --resume or --force on a run under way: one line, exit 2, the run ended as if "
-            f"alone; {tries} times two --resume at once: one trained to the uninterrupted run's bits, the other said so "
-            f"and left")  # fmt: skip
+    return (f"{2 if short else 10} times --resume or --force on a run under way: one line, exit 2, the run ended as "
+            f"if alone; {tries} times two --resume at once: one trained to the uninterrupted run's bits, the other "
+            f"said so and left")  # fmt: skip
