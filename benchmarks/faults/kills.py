@@ -30,8 +30,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "supcon, labels": ("--method", "supcon"),
     "triplet, batches of P classes": ("--method", "triplet"),
     "simclr, stochastic depth": ("--method", "simclr", "--encoder", "torchvision:efficientnet_b0", "--batch", "16",
-                                 "--steps", "12", "--optim.name", "sgd", "--optim.momentum", "0",
-                                 "--optim.nesterov", "False"),
+                                 "--steps", "12", "--optim.name", "sgd"),
 }  # fmt: skip
 
 
