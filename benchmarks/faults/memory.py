@@ -63,10 +63,11 @@ def tight(ground: Ground, whole: Path, flags: tuple[str, ...], megabytes: float)
     return off
 
 
-def prove(ground: Ground, short: bool = False) -> str:
+def prove(ground: Ground) -> str:
+    short = ground.short
     said = []
     for name, flags in list(ENCODERS.items())[1 if short else 0 :]:
-        whole = ground.whole(f"roomy-{len(flags)}", *_FLAGS, *flags)
+        whole = ground.whole(*_FLAGS, *flags)
         enough = least(ground, flags)
         shares = (0.8,) if short else (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)
         offs = [tight(ground, whole, flags, enough * share) for share in shares]

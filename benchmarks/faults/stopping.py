@@ -44,7 +44,8 @@ def one(ground: Ground, whole: Path, flags: tuple[str, ...], rng: np.random.Gene
     for number in rng.permutation(STOPS):
         attempt = forked(argv, run.with_suffix(".log"))
         last = rows(run)[-1]["step"] if run.exists() else 0
-        attempt.until(lambda last=last: training(run, last + 1 + int(rng.integers(0, 50))), nap=0.001)
+        goal = last + 1 + int(rng.integers(0, 30))
+        attempt.until(lambda goal=goal: training(run, goal), nap=0.001)
         begun = time.monotonic()
         attempt.send(int(number))
         code = attempt.wait()
@@ -92,7 +93,8 @@ def restarted(ground: Ground, whole: Path, flags: tuple[str, ...], rng: np.rando
     run = ground.folder / "elastic"
     shutil.rmtree(run, ignore_errors=True)
     attempt = launched(ground, run, ground.begin(run, *flags, *OFTEN), True, restarts=3)
-    hold(attempt.until(lambda: training(run, int(rng.integers(1, 40))), nap=0.005), attempt.said[-800:])
+    goal = int(rng.integers(1, 100))
+    hold(attempt.until(lambda: training(run, goal), nap=0.005), attempt.said[-800:])
     begun = time.monotonic()
     os.kill(ranks(attempt)[int(rng.integers(2))], signal.SIGKILL)
     hold(attempt.wait(120) == 0, attempt.said[-1500:])
@@ -110,9 +112,10 @@ def pair(ground: Ground, name: str, flags: tuple[str, ...]) -> Path:
     return run
 
 
-def prove(ground: Ground, short: bool = False) -> str:
-    rng, flags = np.random.default_rng(0), ("--steps", "200")
-    whole, took = ground.whole("unstopped", *flags), []
+def prove(ground: Ground) -> str:
+    short = ground.short
+    rng, flags = np.random.default_rng(0), ("--steps", "120" if short else "200")
+    whole, took = ground.whole(*flags), []
     for _ in range(1 if short else 10):
         took += one(ground, whole, flags, rng)
     if short:
