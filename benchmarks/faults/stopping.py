@@ -36,6 +36,14 @@ def ranks(attempt: Attempt) -> dict[int, int]:
     return found
 
 
+def runs(pid: int) -> bool:
+    """Whether a process is there and has not ended (nobody may have asked for its exit code)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def one(ground: Ground, whole: Path, flags: tuple[str, ...], rng: np.random.Generator) -> list[float]:
     """A single process, stopped three times on its way; the seconds each stop took."""
     run, took = ground.folder / "stopped", []
@@ -77,8 +85,10 @@ def two(ground: Ground, whole: Path, flags: tuple[str, ...], torchrun: bool, ran
     begun, pids = time.monotonic(), ranks(attempt)
     os.kill(pids[rank], number)
     code = attempt.wait(60)
+    while alive := [pid for pid in pids.values() if runs(pid)]:
+        hold(time.monotonic() - begun < 60, f"processes are left: {alive}: {attempt.said[-800:]}")
+        time.sleep(0.01)
     took = time.monotonic() - begun
-    hold(not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), "a process is left")
     ends = re.findall(r"exitcode\s*:\s*(-?\d+)", attempt.said)
     hold(set(ends) == {"75"} if torchrun else code == 75, f"exit {code}, {ends}: {attempt.said[-1500:]}")
     hold(f"stopped by {signal.Signals(number).name} after step" in attempt.said, attempt.said[-1500:])
