@@ -30,7 +30,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "supcon, labels": ("--method", "supcon"),
     "triplet, batches of P classes": ("--method", "triplet"),
     "simclr, stochastic depth": ("--method", "simclr", "--encoder", "torchvision:efficientnet_b0", "--width", "0",
-                                 "--batch", "16", "--steps", "12", "--optim.name", "sgd", "--optim.lr", "1e-5"),
+                                 "--image-size", "32", "--batch", "16", "--steps", "12", "--optim.lr", "1e-4"),
 }  # fmt: skip
 
 
