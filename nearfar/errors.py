@@ -48,6 +48,16 @@ def one_line(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__)[:200]
 
 
+def brief(value: object) -> str:
+    """A value as it would be typed, cut at 60 characters.
+
+    >>> brief("a" * 100)[-6:]
+    'aaaaa…'
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'simclr'?"``, or the known names where none is near."""
     known = sorted(known)

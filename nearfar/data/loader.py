@@ -13,7 +13,7 @@ import numpy as np
 from nearfar.data.source import Pending, Source
 from nearfar.errors import UserError
 
-_BEGUN = 4  # batches that workers decode at once
+_BEGUN = 6  # batches of a source that is decoded as it is read that workers are at, or have ready
 
 
 @dataclass(frozen=True)

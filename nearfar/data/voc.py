@@ -48,7 +48,7 @@ def _scene(folder: Path, stem: str, counted: Counted) -> tuple[Scene, list[str]]
     except FileNotFoundError:
         counted.add("pictures left out that have no annotation", stem)
         return None
-    except ElementTree.ParseError:
+    except (ElementTree.ParseError, ValueError, LookupError):  # no XML, or in no encoding that there is
         counted.add("pictures left out whose annotation is no XML", stem)
         return None
     name = Path(root.findtext("filename") or f"{stem}.jpg").name
@@ -59,7 +59,7 @@ def _scene(folder: Path, stem: str, counted: Counted) -> tuple[Scene, list[str]]
     if size is None:
         return None
     objects = root.findall("object")
-    boxes, kept = clean(np.array([_corners(o) for o in objects], np.float32), size, stem, counted)
+    boxes, kept = clean(np.array([_corners(o) for o in objects]), size, stem, counted)
     names = [(o.findtext("name") or "?").strip() for o, k in zip(objects, kept) if k]
     hard = [(o.findtext("difficult") or "0").strip() == "1" for o, k in zip(objects, kept) if k]
     return Scene(stem, path, size, boxes, crowd=np.array(hard, bool)), names

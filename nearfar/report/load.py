@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nearfar.data import npz
 from nearfar.errors import UserError
 
 
@@ -37,9 +37,8 @@ def _json(path: Path) -> dict[str, Any]:
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """What an .npz holds; nothing where it is absent or cut."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-            return {k: held[k] for k in held.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return npz.read(path)
+    except (OSError, npz.Unreadable):
         return {}
 
 
@@ -66,10 +65,10 @@ def read(path: Path) -> Folder:
 
     if not (path / "recipe.toml").is_file():
         raise UserError(f"{path} is no run: it holds no recipe.toml" if path.exists() else f"{path}: no such run")
-    text = (path / "recipe.toml").read_text(encoding="utf-8")
     try:
+        text = (path / "recipe.toml").read_text(encoding="utf-8")
         recipe = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError, OSError):  # no TOML, no UTF-8
         raise UserError(f"{path / 'recipe.toml'} is no TOML") from None
     return Folder(path, recipe, text, _rows(path / "metrics.jsonl"), _json(path / "results.json"),
                   _json(path / "environment.json"), _json(path / "clock.json"), arrays(path / "gallery.npz"),

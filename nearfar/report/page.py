@@ -7,6 +7,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from nearfar.errors import one_line
 from nearfar.report import chances, leaks, robustness, sections, transfer
 from nearfar.report.load import Folder, read
 
@@ -86,13 +87,22 @@ _SECTIONS: list[tuple[str, str, Callable[[Folder], str]]] = [
 def render(folder: Folder) -> str:
     """The whole page as text."""
     title = f"{folder.recipe.get('method', '?')} on {folder.recipe.get('source', '?')}"
-    parts = [f"<section><h2>{escape(head)}</h2><p class=soft>{escape(how)}</p>{make(folder)}</section>"
+    parts = [f"<section><h2>{escape(head)}</h2><p class=soft>{escape(how)}</p>{_made(make, folder)}</section>"
              for head, how, make in _SECTIONS]  # fmt: skip
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width, initial-scale=1"><title>{escape(title)} · nearfar</title>'
-        f"<style>{_CSS}</style></head><body>{sections.header(folder, title)}{''.join(parts)}</body></html>"
+        f"<style>{_CSS}</style></head><body>{_made(lambda held: sections.header(held, title), folder)}{''.join(parts)}</body></html>"
     )
+
+
+def _made(make: Callable[[Folder], str], folder: Folder) -> str:
+    """A part of the page, or a line in its place: a file that was changed by hand or by chance spoils that part alone."""
+    try:
+        return make(folder)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        return (f"<p>This part could not be drawn: a file of the run is not as it was written "
+                f"({escape(type(error).__name__)}: {escape(one_line(error))}).</p>")  # fmt: skip
 
 
 def write(run: Path) -> Path:

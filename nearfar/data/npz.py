@@ -1,0 +1,58 @@
+"""The one reader of .npz files: whatever is wrong with one is one kind of error, and bombs are not unpacked."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Container
+from pathlib import Path
+
+import numpy as np
+
+from nearfar.errors import UserError, one_line
+
+LARGEST, RATIO = 4 * 2**30, 100  # a member may unpack to more than 4 GB only where it is not packed tighter than this
+
+
+class Unreadable(UserError):
+    """What a file holds is no .npz of plain arrays, or not as it was written."""
+
+
+def read(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarray | None]:
+    """The arrays of an .npz by name, of members that are not ``wanted`` None; an .npy is one named ``x``.
+
+    Raises ``Unreadable`` for what cannot be read, ``FileNotFoundError`` where there is no file.
+    """
+    try:
+        with open(path, "rb") as file:  # a cut file is closed, too
+            if zipfile.is_zipfile(file):
+                _refuse_bombs(file)
+            file.seek(0)
+            held = np.load(file, allow_pickle=False)
+            if isinstance(held, np.ndarray):
+                return {"x": held}
+            with held:
+                parts = {key: held[key] if wanted is None or key in wanted else None for key in held.files}
+    except (FileNotFoundError, Unreadable):
+        raise
+    except Exception as error:  # damaged zip, damaged deflate, encryption, pickles, headers that are no Python
+        raise Unreadable(unpickled(error)) from None
+    for name, part in parts.items():
+        if part is not None and not isinstance(part, np.ndarray):
+            raise Unreadable(f"its member {name!r} is no array")
+    return parts
+
+
+def _refuse_bombs(file: object) -> None:
+    with zipfile.ZipFile(file) as archive:
+        for about in archive.infolist():
+            if about.file_size > max(LARGEST, RATIO * about.compress_size):
+                raise Unreadable(f"its member {about.filename[:50]!r} unpacks to {about.file_size:,} bytes, more than "
+                                 f"{LARGEST:,} and than {RATIO} times what it takes: save it uncompressed")  # fmt: skip
+
+
+def unpickled(error: Exception) -> str:
+    """NumPy takes whatever it does not know for a pickle, and says so."""
+    text = one_line(error)
+    if "pickle" in text or "Python objects" in text:
+        return "it is damaged or holds Python objects: save numbers"
+    return text
