@@ -35,7 +35,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, kind = read(file)
-            if kind.hasobject or fortran and len(shape) > 1:
+            if kind.hasobject or (fortran and len(shape) > 1):
                 raise ValueError("it holds Python objects, or another order")
             room = start + member.file_size - file.tell()
             if kind.itemsize * int(np.prod(shape, dtype=object)) != room:

@@ -10,6 +10,7 @@ from itertools import count, islice
 
 import numpy as np
 
+from nearfar.data.order import Order
 from nearfar.data.source import Pending, Source
 from nearfar.errors import UserError
 
@@ -28,6 +29,7 @@ class Batch:
 class Loader:
     """Batches of a source in a shuffled order that is new each epoch; what is over at an epoch's end is left out.
 
+    The order is ``Order``'s: of all records, or of a few shards' at a time where a source lies in shards.
     Any step's batch can be asked for at any time, so going on after an interruption needs no state. With
     several processes each takes its contiguous share of the same global batch of ``batch_size``.
 
@@ -59,7 +61,7 @@ class Loader:
         self._workers = workers
         self._classes = _by_class(source, batch_size) if per_class else []
         self._per_class = per_class
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._order = Order(len(source), seed, source.blocks)
 
     def indices(self, step: int) -> np.ndarray:
         """The records of this process's part of a step. (B / world,)"""
@@ -67,12 +69,8 @@ class Loader:
         if self._classes:
             return self._balanced(step)[self.rank * mine : (self.rank + 1) * mine]
         epoch, at = divmod(step, self.steps_per_epoch)
-        held, order = self._order  # one read, as the thread that reads ahead may be in another epoch
-        if held != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
-            self._order = (epoch, order)
         start = at * self.batch_size + self.rank * mine
-        return order[start : start + mine].copy()
+        return self._order.at(epoch, start, start + mine)
 
     def _balanced(self, step: int) -> np.ndarray:
         """P classes with batch / P images each, a class smaller than that with some twice. (B,)"""

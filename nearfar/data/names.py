@@ -76,7 +76,7 @@ def same(one: Sequence[str], other: object) -> bool:
 
 
 def paired(old: Sequence[str], new: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the names that both hold, in ``old`` and in ``new``; known by a 64-bit hash, then compared. (n,), (n,)"""
+    """Places of the names that both hold, in ``old`` and ``new``: found by 64-bit hashes, then compared. (n,), (n,)"""
     if old == new:
         return np.arange(len(old)), np.arange(len(new))
     _, theirs, mine = np.intersect1d(_hashed(old), _hashed(new), return_indices=True)

@@ -1,4 +1,4 @@
-"""The order of an epoch: a function of seed and epoch alone, asked for in pieces, in memory that does not grow with N."""
+"""The order of an epoch: a function of seed and epoch alone, asked for in pieces, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Order:
     """Which record comes at which place of which epoch.
 
     Without blocks every order of up to 2^24 records is equally likely; above that it is a keyed Feistel network's, of
-    which no part but the one asked for is ever made. With ``blocks`` the shards come in an order that is new each epoch,
-    and the records of ``WINDOW`` shards at a time are shuffled together, so that what is read lies close together.
+    which no part but the one asked for is ever made. With ``blocks`` the shards come in an order that is new each
+    epoch, and the records of ``WINDOW`` shards at a time are shuffled together, so that what is read lies close.
 
     >>> sorted(Order(5, seed=0).at(epoch=3, start=0, stop=5).tolist())
     [0, 1, 2, 3, 4]
@@ -72,9 +72,9 @@ class Order:
 def feistel(place: np.ndarray, n: int, key: tuple[int, ...]) -> np.ndarray:
     """A pseudorandom permutation of 0..n-1 at some places, in O(1) memory and time a place. (B,) -> (B,) int64
 
-    Halves of k bits with 2^(2k) ≥ n: (L, R) -> (R, L ⊕ f(R, key_r)), six times, f a 64-bit mixer (Steele, Lea and Flood,
-    "Fast splittable pseudorandom number generators", 2014). What falls outside of 0..n-1 goes through again until it
-    is inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    Halves of k bits with 2^(2k) ≥ n: (L, R) -> (R, L ⊕ f(R, key_r)), six times, f a 64-bit mixer (Steele, Lea and
+    Flood, "Fast splittable pseudorandom number generators", 2014). What falls outside of 0..n-1 goes through again
+    until it is inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
     half = np.uint64(max(1, -(-(n - 1).bit_length() // 2)))
     mask = np.uint64((1 << int(half)) - 1)
