@@ -52,8 +52,8 @@ def looks_sharded(folder: Path) -> bool:
 
 def _listed(folder: Path) -> list[Path]:
     out = []
-    with suppress(OSError):
-        for entry in os.scandir(folder):
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir() or os.path.splitext(entry.name)[1].lower() in SUFFIXES:
@@ -222,7 +222,8 @@ def _scanned(where: str, paths: Sequence[Path], stamps: np.ndarray, given: Optio
 
 def _leave(cache: caches.Cache, key: str, table: Table) -> None:
     """Write what was found; without it the next opening takes longer."""
-    about = {"layout": _LAYOUT, "paths": list(map(str, table.paths)), "texts": table.texts, "bad": [(s.name, s.reason) for s in table.bad]}
+    about = {"layout": _LAYOUT, "paths": list(map(str, table.paths)), "texts": table.texts,
+             "bad": [(s.name, s.reason) for s in table.bad]}  # fmt: skip
     with cache.side(key, 40 * len(table.at) + len(table.names.content) + 2**16) as side:
         flat.write(side.file, {
             "names": table.names.content, "starts": table.starts, "stamps": table.stamps, "at": table.at,

@@ -1,7 +1,7 @@
 """What lies where in a tar archive, from its headers alone. Nothing is ever extracted.
 
-Formats: ustar and pax (POSIX.1-2017, pax, "ustar Interchange Format" and "pax Interchange Format"), and GNU's long names
-and sizes (GNU tar manual, "Basic Tar Format").
+Formats: ustar and pax (POSIX.1-2017, pax, "ustar Interchange Format" and "pax Interchange Format"), and GNU's long
+names and sizes (GNU tar manual, "Basic Tar Format").
 """
 
 from __future__ import annotations
