@@ -100,10 +100,19 @@ def _one(folder: Path, given: Options, only: list[str] | None = None) -> Source:
     held, kept, skipped = decoded_by(
         given, shown(folder), key, names, lambda: survey(folder, names), lambda i: folder / names[i])
     labels, classes = None, None
-    if only is None and all(os.sep in names[i] for i in held.kept):
-        labels, classes = coded((shown(names[i].split(os.sep)[0]) for i in held.kept), len(held.kept))
+    if only is None:
+        labels, classes = _labels(names, held.kept)
     return Source(shown(folder), held.shape, held.reader, kept, labels, classes, skipped=skipped,
                   starter=held.starter, hashes=held.hashes)  # fmt: skip
+
+
+def _labels(names: Names, kept: np.ndarray) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """The subfolder each image lies in; none where some lie in none. -> (n,) int64, the subfolders' names"""
+    parts = (name.partition(os.sep) for name in names)
+    codes, kinds = coded((shown(first) if sep else "" for first, sep, _ in parts), len(names))
+    used, labels = np.unique(codes[kept], return_inverse=True)
+    classes = tuple(kinds[i] for i in used)
+    return (None, None) if "" in classes else (labels, classes)
 
 
 def key_of(*what: str) -> str:

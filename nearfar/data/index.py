@@ -75,13 +75,13 @@ def unlooked(names: Sequence[str], stamps: np.ndarray) -> Index:
 
 def carry(old: Index, new: Index) -> None:
     """Take over what was known of files whose stamps are as they were; all of it as it lies, where none has changed."""
-    theirs, mine = paired(old.names, new.names)
-    same = (new.stamps[mine] == old.stamps[theirs]).all(1) & (new.stamps[mine, 0] >= 0)
     new.stores = dict(old.stores)
-    if same.all() and len(mine) == len(new.names) == len(old.names) and old.names == new.names:
+    if old.names == new.names and np.array_equal(old.stamps, new.stamps) and (new.stamps[:, 0] >= 0).all():
         new.heads, new.digests = old.heads, old.digests
         new.reasons, new.checked, new.hashes, new.failed = old.reasons, old.checked, old.hashes, old.failed
         return
+    theirs, mine = paired(old.names, new.names)
+    same = (new.stamps[mine] == old.stamps[theirs]).all(1) & (new.stamps[mine, 0] >= 0)
     mine, theirs = mine[same], theirs[same]
     new.heads[mine], new.digests[mine] = old.heads[theirs], old.digests[theirs]
     to = np.full(len(old.names), -1, np.int64)  # (F of old,)
