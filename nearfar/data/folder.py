@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from nearfar.data import cache
 from nearfar.data.decoding import IN_MEMORY, Decoded, Files, decoded
 from nearfar.data.index import Index, survey
