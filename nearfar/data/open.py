@@ -55,13 +55,14 @@ def open_source(
     if not isinstance(spec, str | os.PathLike):
         return Splits(arrays.from_array(spec, image_size=image_size))
     text = os.fsdecode(spec)
+    given = folders.Options(image_size, channels, max_bad, progress, cache_gb, say)
     if text == "digits":
         return named.digits(image_size)
     library, _, name = text.partition(":")
     if library == "torchvision" and name:
         return named.from_torchvision(name, image_size)
     if library == "hf" and name:
-        return named.from_hugging_face(name, image_size)
+        return named.from_hugging_face(name, given)
     path = Path(text)
     if not text.strip():
         raise UserError(f"the source is empty: give {_KNOWN}")
@@ -69,14 +70,13 @@ def open_source(
         found = idx.find_images(path)
         if found:
             return idx.from_idx(found, image_size)
-        given = folders.Options(image_size, channels, max_bad, progress, cache_gb, say)
         if shards.looks_sharded(path):
             _no_patches(path, patch)
             return shards.from_shards(text, given)
         return _from_folder(path, given, patch, long_side)
     if shards.looks_like_shards(text):
         _no_patches(path, patch)
-        return shards.from_shards(text, folders.Options(image_size, channels, max_bad, progress, cache_gb, say))
+        return shards.from_shards(text, given)
     if os.path.isfile(path):
         return _from_file(path, image_size)
     near = "" if os.sep in text or path.suffix else nearest(text, ["digits", f"torchvision:{name}", f"hf:{name}"])
