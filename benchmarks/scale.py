@@ -1,7 +1,7 @@
 """A folder of many tiny files, and the same in tar shards: opening, first batch, pace and memory.
 
-    python benchmarks/scale.py                  # 10,000, 100,000 and 1,000,000; about ten minutes, 6 GB of disk
-    python benchmarks/scale.py --images 2000    # its short form
+    python benchmarks/scale.py                  # 10,000, 100,000 and 1,000,000; about 15 minutes, 6 GB of disk
+    python benchmarks/scale.py --images 2000 --batches 20    # its short form
 
 Every line is a process of its own: the first opening makes the index and decodes into the cache, the second finds both;
 "streamed" is the same where the pixels are more than the cache may hold.
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-BATCH, BATCHES = 256, 1000
+BATCH = 256
 A_FOLDER = 1000  # images a class folder, or a hundredth of a shard
 KINDS = ("folder", "shards")
 WHAT = ("first opening", "second opening", "streamed, first", "streamed, second")
@@ -64,7 +64,7 @@ def _end(file) -> None:
         file.close()
 
 
-def measure(folder: str, cache_gb: float | None) -> dict[str, float]:
+def measure(folder: str, cache_gb: float | None, wanted: int) -> dict[str, float]:
     """In a process of its own: what the library does between a path and batches, as training does it."""
     from nearfar.data import Loader, hold_out, open_source
 
@@ -76,15 +76,14 @@ def measure(folder: str, cache_gb: float | None) -> dict[str, float]:
     batches = Loader(train, BATCH, 0).iterate()
     next(batches)
     first = time.perf_counter() - start
-    before = _peak()
     done, begun = 0, time.perf_counter()
-    while done < BATCHES and time.perf_counter() - begun < 20:
+    while done < wanted and time.perf_counter() - begun < 20:
         next(batches)
         done += 1
     pace = done * BATCH / (time.perf_counter() - begun)
     batches.close()
     return {"images": len(source), "opening": opened, "first batch": first, "pace": pace, "imported": imported,
-            "peak then": before, "peak": _peak(), "own": _own()}  # fmt: skip
+            "peak": _peak(), "own": _own()}  # fmt: skip
 
 
 def _peak() -> float:
@@ -100,7 +99,7 @@ def _own() -> float:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) / 1024
 
 
-def rows(n: int, work: Path) -> list[dict]:
+def rows(n: int, work: Path, batches: int) -> list[dict]:
     """All measurements at one number of images; what was made is removed."""
     out = []
     for kind in KINDS:
@@ -111,7 +110,8 @@ def rows(n: int, work: Path) -> list[dict]:
             for what in WHAT[: 2 if kind == "folder" else 4]:
                 if what == "streamed, first":
                     shutil.rmtree(cache)
-                words = ["--measure", str(folder), *(["--streamed"] if "streamed" in what else [])]
+                words = ["--measure", str(folder), "--batches", str(batches)]
+                words += ["--streamed"] if "streamed" in what else []
                 env = os.environ | {"NEARFAR_CACHE": str(cache), "NEARFAR_CACHE_GB": "32"}
                 told = subprocess.run([sys.executable, __file__, *words], env=env, check=True, capture_output=True,
                                       text=True).stdout  # fmt: skip
@@ -131,18 +131,19 @@ def line(row: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--batches", type=int, default=1000, help="of 256 images, or as many as 20 seconds give")
     parser.add_argument("--work", default=None, help="a folder on a real disk; a temporary one where left out")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--streamed", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
-        print(json.dumps(measure(given.measure, 0.0 if given.streamed else None)))
+        print(json.dumps(measure(given.measure, 0.0 if given.streamed else None, given.batches)))
         return
     print("| images | of | what | opens, s | first batch, s | images/s | MB imported | MB peak | MB own at the end |")
     print("|---:|---|---|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory(dir=given.work) as work:
         for n in given.images:
-            rows(n, Path(work))
+            rows(n, Path(work), given.batches)
 
 
 if __name__ == "__main__":

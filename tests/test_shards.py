@@ -4,8 +4,12 @@ import gc
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,3 +262,18 @@ def test_a_run_is_trained_on_shards_goes_on_at_any_step_and_embeds(shards, tmp_p
     assert [b.index.tolist() for b in Loader(source, 8, 3).iterate(13, 25)] == whole[13:]
     ranks = [Loader(source, 8, 3, rank, 2) for rank in range(2)]
     assert [np.concatenate([r.indices(step) for r in ranks]).tolist() for step in range(25)] == whole
+
+
+def test_memory_and_seconds_do_not_grow_with_the_number_of_images(tmp_path):
+    """The short form of benchmarks/scale.py."""
+    script = Path(__file__).parents[1] / "benchmarks" / "scale.py"
+    words = ["--images", "2000", "--batches", "20", "--work", str(tmp_path)]
+    out = subprocess.run([sys.executable, "-W", "error", script, *words], capture_output=True, text=True, check=True).stdout
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in out.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [
+        ["2,000", of, what] for of, what in (
+            *(("folder", f"{nth} opening") for nth in ("first", "second")),
+            *(("shards", f"{nth} opening") for nth in ("first", "second")),
+            *(("shards", f"streamed, {nth}") for nth in ("first", "second")))]  # fmt: skip
+    assert all(float(row[7]) < float(row[6]) + 40 for row in rows)  # MB at the peak and when imported
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 
@@ -13,9 +15,10 @@ from nearfar.data import pixels as stores
 from nearfar.data.index import Index
 from nearfar.data.pictures import auto_shape, peek, rule
 from nearfar.data.source import item_hash
-from nearfar.data.workers import DIGEST, Failed, Place, beginning, digest_and_decode, each
+from nearfar.data.workers import DIGEST, Failed, Place, digest_and_decode, each
 
 _AHEAD = 2**26  # bytes of pixels that may wait to be used
+_BEGINNING = 2**16  # bytes in which most formats say how large a picture is
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,11 @@ def look(files: Files, index: Index) -> Layout:
 
 def _peek(place: Place) -> tuple[tuple[int, int], bool]:
     """Of what lies within another file only the beginning is read, where that is enough."""
-    if hasattr(place, "read"):
-        with suppress(Exception):  # it may be too short for this format
-            return peek(beginning(place))
-        return peek(beginning(place, whole=True))
-    return peek(place)
+    if isinstance(place, Path):
+        return peek(place)
+    with suppress(Exception):  # it may be too short for this format
+        return peek(BytesIO(place.read(_BEGINNING)))
+    return peek(BytesIO(place.read()))
 
 
 def layout_of(files: Files, index: Index) -> Layout:

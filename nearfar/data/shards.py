@@ -181,19 +181,21 @@ def _table(where: str, key: str, paths: Sequence[Path], given: Options) -> Table
         raise UserError(f"{shown(error.filename)} cannot be read: {error.strerror}") from None
     stamps = unlooked([], stamps).stamps
     cache = caches.find(given.cache_gb)
-    path = None if cache is None else cache.path(key, "shards")
-    known = _remembered(path, paths, given.say)
-    if known is not None and (known["stamps"] == stamps).all() and (stamps[:, 0] >= 0).all():
-        about = json.loads(known["about"].tobytes())
-        bad = tuple(Skipped(*row) for row in about["bad"])
-        cache.used(path)
-        return Table(paths, Names(known["names"]), known["starts"], stamps, known["at"], known["size"], known["label"],
-                     tuple(about["texts"]), bad)  # fmt: skip
-    found = _scanned(where, paths, stamps, given)
-    if cache is not None:
-        with suppress(OSError), cache.turn(key):
-            _leave(cache, key, found)
-    return found
+    if cache is None:
+        return _scanned(where, paths, stamps, given)
+    try:
+        known = _remembered(cache, key, paths, stamps, given.say)
+        if known is None:
+            waiting = f"{where}: another process is looking through it: waiting for it"
+            with cache.turn(key, lambda: given.say(waiting)):
+                known = _remembered(cache, key, paths, stamps, given.say)
+                if known is None:
+                    known = _scanned(where, paths, stamps, given)
+                    with suppress(OSError):  # without it the next opening takes longer
+                        _leave(cache, key, known)
+        return known
+    except OSError:  # of the cache, which will be said when the images are opened
+        return _scanned(where, paths, stamps, given)
 
 
 def _scanned(where: str, paths: Sequence[Path], stamps: np.ndarray, given: Options) -> Table:
@@ -221,7 +223,7 @@ def _scanned(where: str, paths: Sequence[Path], stamps: np.ndarray, given: Optio
 
 
 def _leave(cache: caches.Cache, key: str, table: Table) -> None:
-    """Write what was found; without it the next opening takes longer."""
+    """Write what was found for the next opening."""
     about = {"layout": _LAYOUT, "paths": list(map(str, table.paths)), "texts": table.texts,
              "bad": [(s.name, s.reason) for s in table.bad]}  # fmt: skip
     with cache.side(key, 40 * len(table.at) + len(table.names.content) + 2**16) as side:
@@ -233,20 +235,27 @@ def _leave(cache: caches.Cache, key: str, table: Table) -> None:
 
 
 def _remembered(
-    path: Path | None, shards: Sequence[Path], say: Callable[[str], None]
-) -> dict[str, np.ndarray] | None:
-    """What an earlier opening knew of these shards; damage is said, and the file removed."""
-    if path is None or not path.exists():
+    cache: caches.Cache, key: str, paths: Sequence[Path], stamps: np.ndarray, say: Callable[[str], None]
+) -> Table | None:
+    """What an earlier opening found, where no shard has changed; damage is said, and the file removed."""
+    path = cache.path(key, "shards")
+    if not path.exists():
         return None
     try:
-        known = flat.load(path)
-        about = json.loads(known["about"].tobytes())
-        return known if (about["layout"], about["paths"]) == (_LAYOUT, list(map(str, shards))) else None
+        held = flat.load(path)
+        about = json.loads(held["about"].tobytes())
+        if (about["layout"], about["paths"]) != (_LAYOUT, list(map(str, paths))):
+            return None
+        if not np.array_equal(held["stamps"], stamps) or (stamps[:, 0] < 0).any():
+            return None
+        found = Table(paths, Names(held["names"]), held["starts"], stamps, held["at"], held["size"], held["label"],
+                      tuple(about["texts"]), tuple(Skipped(*row) for row in about["bad"]))  # fmt: skip
     except Exception as error:  # whatever a damaged file makes zip, NumPy and JSON raise
         say(f"{path}: it is not as it was written ({one_line(error)}): looking through the shards anew")
-        with suppress(OSError):
-            path.unlink()
+        path.unlink(missing_ok=True)
         return None
+    cache.used(path)
+    return found
 
 
 def scan(path: Path) -> Records:

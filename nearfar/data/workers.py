@@ -34,7 +34,6 @@ class Content(Protocol):
 
 
 Place = Path | Content
-_BEGINNING = 2**16  # bytes in which most formats say how large a picture is
 
 
 class Extent(NamedTuple):
@@ -56,10 +55,6 @@ class Extent(NamedTuple):
 
     def __str__(self) -> str:
         return self.name
-
-
-def beginning(place: Content, whole: bool = False) -> BytesIO:
-    return BytesIO(place.read() if whole else place.read(_BEGINNING))
 
 
 class Failed(NamedTuple):
