@@ -268,7 +268,8 @@ def test_memory_and_seconds_do_not_grow_with_the_number_of_images(tmp_path):
     """The short form of benchmarks/scale.py."""
     script = Path(__file__).parents[1] / "benchmarks" / "scale.py"
     words = ["--images", "2000", "--batches", "20", "--work", str(tmp_path)]
-    out = subprocess.run([sys.executable, "-W", "error", script, *words], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, "-W", "error", script, *words],
+                         capture_output=True, text=True, check=True).stdout  # fmt: skip
     rows = [re.split(r" *\| *", line.strip("| ")) for line in out.splitlines()[2:]]
     assert [row[:3] for row in rows] == [
         ["2,000", of, what] for of, what in (
