@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from nearfar.data import Loader, open_source, order
 from nearfar.data.names import Names, Picked, coded, paired
 from nearfar.data.order import Order, feistel
+from nearfar.data.source import by_class
 
 names = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=6), max_size=40)
 
@@ -102,3 +103,10 @@ def test_fingerprint_of_many_images_is_of_their_hashes(monkeypatch):
     object.__setattr__(known, "hashes", source.item_hashes)
     object.__setattr__(known, "reader", None)  # nothing is read
     assert known.fingerprint() == source.fingerprint()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_records_by_class_are_those_of_each_class(labels):
+    y = np.array(labels)
+    assert [part.tolist() for part in by_class(y)] == [np.flatnonzero(y == k).tolist() for k in np.unique(y)]

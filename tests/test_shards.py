@@ -19,6 +19,7 @@ from PIL import Image
 
 import nearfar
 from nearfar.data import Loader, open_source
+from nearfar.data.records import scan
 from nearfar.data.tar import Broken, members
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -135,22 +136,31 @@ def test_a_set_of_shards_is_a_source(shards):
 
 def test_a_second_opening_reads_no_header_and_a_changed_shard_is_seen(shards, monkeypatch):
     first = open_source(shards).train
-    monkeypatch.setattr("nearfar.data.shards.scan", None)
+    monkeypatch.setattr("nearfar.data.records.scan", None)
     counted = []
     again = open_source(shards, progress=lambda *at: counted.append(at)).train
     assert (again.names, again.labels.tolist(), counted) == (first.names, first.labels.tolist(), [])
     monkeypatch.undo()
     monkeypatch.setenv("NEARFAR_CACHE", str(shards.parent / "cache"))
     write(shards / "s-001.tar", records(20, 19))
-    write(shards / "s-009.tar", records(500, 2))
+    write(shards / "s-009.tar", records(500, 2, lambda i: "zebra"))
+    (shards / "s-003.tar").unlink()
     time.sleep(SETTLED)
+    looked = []
+    monkeypatch.setattr("nearfar.data.records.scan", lambda path: looked.append(path.name) or scan(path))
     changed = open_source(shards, progress=lambda *at: counted.append(at)).train
-    assert (len(changed), counted[-1]) == (81, (2, 2))  # only what is new is decoded
+    assert (sorted(looked), counted[-1]) == (["s-001.tar", "s-009.tar"], (2, 2))  # only what is new is looked at
+    monkeypatch.setenv("NEARFAR_CACHE", "off")
+    anew = open_source(shards).train
+    assert len(changed) == 61
+    assert (changed.names, changed.labels.tolist(), changed.classes) == (anew.names, anew.labels.tolist(), anew.classes)
+    np.testing.assert_array_equal(changed.read(range(61)), anew.read(range(61)))
+    monkeypatch.setenv("NEARFAR_CACHE", str(shards.parent / "cache"))
     assert changed.fingerprint() != first.fingerprint()
     for path in (shards.parent / "cache").glob("*.shards"):
         path.write_bytes(path.read_bytes()[:-300])
     said = []
-    assert len(open_source(shards, say=said.append).train) == 81
+    assert len(open_source(shards, say=said.append).train) == 61
     assert len(said) == 1
     assert "looking through the shards anew" in said[0]
 

@@ -11,7 +11,7 @@ from itertools import count, islice
 import numpy as np
 
 from nearfar.data.order import Order
-from nearfar.data.source import Pending, Source
+from nearfar.data.source import Pending, Source, by_class
 from nearfar.errors import UserError
 
 _BEGUN = 4  # batches that workers decode at once
@@ -59,7 +59,7 @@ class Loader:
         self.rank, self.world = rank, world
         self.steps_per_epoch = len(source) // batch_size
         self._workers = workers
-        self._classes = _by_class(source, batch_size) if per_class else []
+        self._classes = _balanced_classes(source, batch_size) if per_class else []
         self._per_class = per_class
         self._order = Order(len(source), seed, source.blocks)
 
@@ -115,14 +115,13 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
 
-def _by_class(source: Source, batch_size: int) -> list[np.ndarray]:
+def _balanced_classes(source: Source, batch_size: int) -> list[np.ndarray]:
     """The records of each class there is, for batches of P classes with K images each."""
     if source.labels is None:
         raise UserError("batches of P classes with K images each need labels: this source has none")
     if batch_size < 4:
         raise UserError(f"batch {batch_size} has no room for two classes with two images each: pass --batch 4 or more")
-    order = np.argsort(source.labels, kind="stable")  # (N,)
-    kinds = np.split(order, np.flatnonzero(np.diff(source.labels[order])) + 1)
+    kinds = by_class(source.labels)
     if len(kinds) < 2:
         raise UserError("batches of P classes need at least two; all labels are the same")
     return kinds

@@ -232,6 +232,12 @@ def encode_labels(
     return codes.astype(np.int64), tuple(str(k) for k in kinds)
 
 
+def by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """The records of each class there is, in their order; classes in theirs. (N,) -> K index arrays"""
+    order = np.argsort(labels, kind="stable")  # (N,)
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
 def hold_out(source: Source, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split a source's indices, class by class, into training and test. -> two sorted index arrays
 
@@ -242,7 +248,7 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[np.ndarray, np.nd
         raise UserError(f"hold out {share}: give a share of at least 0 and below 1")
     rng = np.random.default_rng([seed, 0x5117])
     y = np.zeros(len(source), np.int64) if source.labels is None else source.labels
-    members = [rng.permutation(np.flatnonzero(y == label)) for label in np.unique(y)]
+    members = [rng.permutation(held) for held in by_class(y)]
     sizes = np.array([len(m) for m in members], dtype=np.int64)  # (K,)
     take = np.floor(share * sizes).astype(np.int64)
     left = round(share * len(source)) - int(take.sum())
