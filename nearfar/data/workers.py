@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -50,7 +51,7 @@ class Extent(NamedTuple):
             file.seek(self.at)
             content = file.read(size)
         if len(content) < size:
-            raise OSError(f"{shown(self.path)} has become shorter")
+            raise OSError(errno.EIO, f"{shown(self.path)} has become shorter")
         return content
 
     def __str__(self) -> str:
