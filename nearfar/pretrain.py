@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,14 +20,16 @@ from nearfar import build, dist
 from nearfar import recipe as recipes
 from nearfar.data import Source
 from nearfar.environment import describe_environment
-from nearfar.errors import Elsewhere, Preempted, UserError
+from nearfar.errors import Elsewhere, Preempted, UserError, one_line
 from nearfar.learning import Hooks, Learnt, checkpoint_of, fresh, learn, loader_of
 from nearfar.recipe import Recipe
 from nearfar.run import CHECKPOINTS, Run, tell_skipped
 from nearfar.training import keeper
 from nearfar.training.checkpoint import write_bytes
+from nearfar.training.chunks import out_of_memory
 from nearfar.training.doctor import Finding
 from nearfar.training.engine import Engine, launch
+from nearfar.training.lock import alone
 from nearfar.training.metrics import MetricsFile
 from nearfar.training.progress import bar_for_decoding
 from nearfar.training.signals import Signals
@@ -81,8 +83,11 @@ def train(
     folder = Path(fabric.broadcast(str(folder)))
     going = Started(folder, base, engine, fabric, say, show, begun)
     if resume is not None or _restarted_in(folder):
-        return going.go_on(source, evaluate)
-    return going.begin(source, force, evaluate)
+        with _held(folder):
+            return going.go_on(source, evaluate)
+    data, test, method = going.begin(source, force)
+    with _held(folder):
+        return going.train(data, test, method, None, evaluate)
 
 
 def _recipe(source: Any, recipe: Any, method: str, preset: str, changes: dict[str, Any]) -> Recipe:
@@ -152,6 +157,14 @@ def _together(job: Callable[[], T]) -> T:
     return got
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder's lock, for all processes of this command."""
+    with ExitStack() as held:
+        _together(lambda: None if dist.rank() else held.enter_context(alone(folder)))
+        yield
+
+
 @dataclass
 class Started:
     """A command under way: where, by what, on what."""
@@ -164,11 +177,11 @@ class Started:
     show: bool | None
     begun: float
 
-    def begin(self, source: Any, force: bool, evaluate: bool) -> Run:
-        """A new run."""
+    def begin(self, source: Any, force: bool) -> tuple[Source, Source | None, Any]:
+        """A new run's folder; what it is to be trained with."""
         data, test, method = _together(lambda: self._opened(self.recipe.source if source is None else source))
         _together(lambda: None if dist.rank() else make(self.folder, force, self.recipe, self.engine, data))
-        return self._train(data, test, method, None, evaluate)
+        return data, test, method
 
     def go_on(self, source: Any, evaluate: bool) -> Run:
         """A run from its last good checkpoint, or from its beginning where it has none yet."""
@@ -186,7 +199,7 @@ class Started:
             raise UserError(f"{data.spec} is not what {self.folder} was trained on until now (its fingerprint is "
                             f"{data.fingerprint()}, not {at.about['fingerprint']}): give the same data, or start anew")
         self.say(f"resuming {self.folder} from step {at.step if at else 0}")
-        return self._train(data, test, method, at, evaluate)
+        return self.train(data, test, method, at, evaluate)
 
     def _finished(self, at: keeper.Checkpoint, source: Any, evaluate: bool) -> Run:
         """Training had ended; what comes after it may not have."""
@@ -214,7 +227,7 @@ class Started:
         loader_of(data, self.recipe, method)
         return data, test, method
 
-    def _train(
+    def train(
         self, data: Source, test: Source | None, method: Any, at: keeper.Checkpoint | None, evaluate: bool
     ) -> Run:
         """Train, write the last checkpoint, judge."""
@@ -229,7 +242,11 @@ class Started:
             files, record = checkpoint_of(loop, about, final)
             if keep is None or (keep.busy and not (final or wait)):
                 return
-            keep.write(loop.step, files, record | {"metrics": metrics.position()})
+            try:
+                keep.write(loop.step, files, record | {"metrics": metrics.position()})
+            except OSError as error:  # of the rows
+                keep.wait()
+                keep.failed(loop.step, error)
             if (final or wait) and not keep.wait() and final:
                 raise UserError(f"{folder} is trained, but its checkpoint could not be written: make room, and go on "
                                 f"with nearfar train --resume {folder}")  # fmt: skip
@@ -247,7 +264,8 @@ class Started:
                     keep.wait()
                     metrics.__exit__(None, None, None)
         dist.finish()
-        return self._ended(learnt, data, test, evaluate)
+        with _reported(folder, False):
+            return self._ended(learnt, data, test, evaluate)
 
     def _ended(self, learnt: Learnt, data: Source, test: Source | None, evaluate: bool) -> Run:
         if learnt.stopped:
@@ -334,14 +352,23 @@ def _refuse_if_used(folder: Path, force: bool) -> None:
     if not force and any(folder.iterdir()):
         again = f", --resume {folder} to go on with it" if (folder / "recipe.toml").is_file() else ""
         raise UserError(f"{folder} is in use: pass another --out{again}, or --force to replace it")
+    if (folder / "recipe.toml").is_file():
+        with alone(folder):
+            pass
 
 
 @contextmanager
 def _reported(folder: Path, first: bool) -> Iterator[None]:
-    """A run that breaks off leaves a page that says why."""
+    """A run that breaks off leaves a page that says why; one that finds no room on disk or in memory, how to go on."""
     try:
         yield
     except UserError:
         if first:
-            Run(folder).report()
+            with suppress(OSError):
+                Run(folder).report()
         raise
+    except (OSError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, OSError) and not out_of_memory(error):
+            raise
+        raise UserError(f"{folder}: {one_line(error)}: mend that, and go on with nearfar train --resume {folder}") \
+            from None  # fmt: skip
