@@ -23,7 +23,8 @@ from nearfar.training.lock import alone
 
 def free_name(recipe: Recipe, again: bool = False) -> Path:
     """``runs/SOURCE-METHOD``, with a number where that is taken; ``again``: the last that was taken."""
-    stem = Path(str(recipe.source).rstrip("/")).name.replace(":", "-") or "run"
+    name = Path(str(recipe.source).rstrip("/")).name.replace(":", "-")
+    stem = name.partition("{")[0].rstrip("-_.") or "run"  # of shards' pattern what comes before the numbers
     base = Path("runs") / f"{stem.split('.')[0] or stem}-{recipe.method}"
     path, last, n = base, base, 2
     while path.exists():
