@@ -36,11 +36,11 @@ def main() -> int:
     given = parser.parse_args()
     bad = 0
     with scratch() as folder:
-        made = ground(folder)
+        made = ground(folder, given.short)
         for name in given.rows or ROWS:
             begun = time.monotonic()
             try:
-                what = importlib.import_module(name).prove(made, given.short)
+                what = importlib.import_module(name).prove(made)
             except Wrong as error:
                 bad, what = 1, f"WRONG: {error}"
             print(f"| {ROWS[name]} | {what} | `python benchmarks/faults {name}` | {time.monotonic() - begun:.0f} s |",

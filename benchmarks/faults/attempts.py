@@ -173,16 +173,18 @@ class Ground:
     folder: Path
     labelled: Path
     plain: Path
+    short: bool = False
 
     def begin(self, out: Path, *flags: str) -> list[str]:
         """The words of a small training on the plain images."""
         return ["train", str(self.plain), *once("--width", "8", "--batch", "32", *flags), "--out", str(out)]
 
-    def whole(self, name: str, *flags: str) -> Path:
-        """The uninterrupted run that others are held against, in a process of its own."""
-        run = self.folder / name
-        attempt = fresh(self.begin(run, *flags), run.with_suffix(".log"))
-        hold(attempt.wait() == 0, f"{name}: {attempt.said[-800:]}")
+    def whole(self, *flags: str) -> Path:
+        """The uninterrupted run that others are held against, in a process of its own (in short a fork)."""
+        run = self.folder / "-".join(["whole", *flags]).replace(":", "-").replace("--", "-")
+        if not run.exists():
+            attempt = (forked if self.short else fresh)(self.begin(run, *flags), self.folder / "whole.log")
+            hold(attempt.wait() == 0, f"{flags}: {attempt.said[-800:]}")
         return run
 
 
@@ -191,7 +193,7 @@ def once(*words: str) -> list[str]:
     return [w for pair in dict(zip(words[::2], words[1::2])).items() for w in pair]
 
 
-def ground(folder: Path) -> Ground:
+def ground(folder: Path, short: bool) -> Ground:
     from sklearn.datasets import load_digits
 
     held = load_digits()
@@ -199,7 +201,7 @@ def ground(folder: Path) -> Ground:
     y = y % 3  # three kinds, so that judging is quick
     np.savez(folder / "digits.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:260], y_test=y[200:260])
     np.save(folder / "plain.npy", x[:300])
-    made = Ground(folder, folder / "digits.npz", folder / "plain.npy")
+    made = Ground(folder, folder / "digits.npz", folder / "plain.npy", short)
     warm(["train", str(made.labelled), "--width", "8", "--batch", "32", "--steps", "12", "--out", str(folder / "warm")],
          folder / "warm.log")  # fmt: skip
     return made

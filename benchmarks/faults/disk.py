@@ -48,7 +48,7 @@ def full(ground: Ground, disk: Path, whole: Path, flags: tuple[str, ...], left: 
     code = attempt.wait()
     said = attempt.said
     hold("could not be written" in said and "stands" in said, f"nothing is said of a full disk: {said[-500:]}")
-    hold("Traceback" not in said, said[-800:])
+    hold(said.count("Traceback") == ("tensorboard" in said), said[-800:])  # whose own thread says what befell it
     for checkpoint in checkpoints(run):
         keeper.checked(checkpoint)
     if code:
@@ -79,9 +79,10 @@ def limited(ground: Ground, whole: Path, flags: tuple[str, ...], size: int) -> N
     same(run, whole)
 
 
-def prove(ground: Ground, short: bool = False) -> str:
-    flags = ("--steps", "150")
-    whole = ground.whole("roomy", *flags)
+def prove(ground: Ground) -> str:
+    short = ground.short
+    flags = ("--steps", "120")
+    whole = ground.whole(*flags)
     tried, ended = 0, 0
     with small_disk(ground.folder / "disk", 8) as mounted:
         for left in ((65536,) if short else (0, 0, 4096, 65536, 65536, 150_000, 300_000, 400_000)) if mounted else ():
@@ -89,7 +90,7 @@ def prove(ground: Ground, short: bool = False) -> str:
             tried += 1
     if not mounted:
         print("no file system may be mounted here: files are limited in size instead", file=sys.stderr)
-    sizes = (100_000,) if short else (20_000, 100_000, 200_000)
+    sizes = (100_000,) if short and not mounted else () if short else (20_000, 100_000, 200_000)
     for size in sizes:
         limited(ground, whole, flags, size)
     return (f"{tried} file systems filled up in training, {len(sizes)} runs with a limit on a file's size: training "

@@ -7,7 +7,8 @@ from attempts import Ground
 from stopping import pair, restarted
 
 
-def prove(ground: Ground, short: bool = False) -> str:
+def prove(ground: Ground) -> str:
+    short = ground.short
     rng, flags = np.random.default_rng(1), ("--steps", "150")
     whole = pair(ground, "elastic-whole", flags)
     took = [restarted(ground, whole, flags, rng) for _ in range(1 if short else 10)]

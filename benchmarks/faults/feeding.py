@@ -72,7 +72,8 @@ def mapped(ground: Ground, source: Path, whole: Path) -> None:
     same(run, whole)
 
 
-def prove(ground: Ground, short: bool = False) -> str:
+def prove(ground: Ground) -> str:
+    short = ground.short
     rng = np.random.default_rng(0)
     env = {"NEARFAR_CACHE": str(ground.folder / "cache"), "NEARFAR_CACHE_GB": "0.0001"}
     source = pictures(ground.folder / "pictures", ground.plain)

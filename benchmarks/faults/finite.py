@@ -91,7 +91,8 @@ def forced(ground: Ground, optimiser: str) -> None:
     hold(again.wait() == 2 and f"not-finite-{step}.npz" in again.line and weights(run) == before, again.said[-500:])
 
 
-def prove(ground: Ground, short: bool = False) -> str:
+def prove(ground: Ground) -> str:
+    short = ground.short
     tried = 0
     for name in ("moco",) if short else METHODS:
         for seed in (0,) if short else (0, 1, 2):

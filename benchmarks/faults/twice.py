@@ -46,9 +46,10 @@ def at_once(ground: Ground, whole: Path, flags: tuple[str, ...], rng: np.random.
     return codes.count(0)
 
 
-def prove(ground: Ground, short: bool = False) -> str:
-    flags, rng = ("--steps", "250"), np.random.default_rng(0)
-    whole, tries = ground.whole("alone", *flags), 1 if short else 10
+def prove(ground: Ground) -> str:
+    short = ground.short
+    flags, rng = ("--steps", "120" if short else "250"), np.random.default_rng(0)
+    whole, tries = ground.whole(*flags), 1 if short else 10
     for _ in range(1 if short else 5):
         live(ground, whole, flags)
     for _ in range(tries):

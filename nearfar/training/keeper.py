@@ -129,8 +129,8 @@ class Keeper:
         thread = threading.Thread(target=self._write, args=(step, files, about), name="nearfar-checkpoint")
         try:
             thread.start()
-        except RuntimeError as error:  # no memory, or too many threads
-            self.failed(step, error)
+        except RuntimeError:  # no memory for one, or too many: training waits
+            self._write(step, files, about)
         else:
             self._thread = thread
 

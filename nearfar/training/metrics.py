@@ -42,9 +42,8 @@ class MetricsFile:
         # JSON has no NaN: a value that is none is null
         clean = {k: (v if math.isfinite(v) else None) for k, v in row.items()}
         self._waiting += json.dumps(clean).encode() + b"\n"
-        with suppress(OSError):
-            self._flush()
         try:
+            self._flush()
             for key, value in clean.items() if self._events else ():
                 if value is not None and key not in ("step", "time"):
                     self._events.add_scalar(key, value, int(row["step"]))
