@@ -23,7 +23,7 @@ from nearfar.environment import describe_environment
 from nearfar.errors import Elsewhere, Preempted, UserError
 from nearfar.learning import Hooks, Learnt, checkpoint_of, fresh, learn, loader_of
 from nearfar.recipe import Recipe
-from nearfar.run import CHECKPOINTS, Run, tell_skipped
+from nearfar.run import CHECKPOINTS, SKIPPED, Run, skipped_lines, tell_skipped
 from nearfar.training import keeper
 from nearfar.training.checkpoint import write_bytes
 from nearfar.training.doctor import Finding
@@ -167,7 +167,7 @@ class Started:
     def begin(self, source: Any, force: bool, evaluate: bool) -> Run:
         """A new run."""
         data, test, method = _together(lambda: self._opened(self.recipe.source if source is None else source))
-        _together(lambda: None if dist.rank() else make(self.folder, force, self.recipe, self.engine, data))
+        _together(lambda: None if dist.rank() else make(self.folder, force, self.recipe, self.engine, data, test))
         return self._train(data, test, method, None, evaluate)
 
     def go_on(self, source: Any, evaluate: bool) -> Run:
@@ -306,7 +306,9 @@ def _step_of(line: str) -> float:
         return float("inf")  # a line that was cut short
 
 
-def make(folder: Path, force: bool, recipe: Recipe, engine: Engine, data: Source) -> None:
+def make(
+    folder: Path, force: bool, recipe: Recipe, engine: Engine, data: Source, test: Source | None = None
+) -> None:
     """Make the run's folder, whole or not at all; never write into one that holds anything, unless forced."""
     if folder.exists():
         _refuse_if_used(folder, force)
@@ -320,6 +322,7 @@ def make(folder: Path, force: bool, recipe: Recipe, engine: Engine, data: Source
         write_bytes(side / "engine.json", json.dumps(dataclasses.asdict(engine), indent=1))
         write_bytes(side / "environment.json", json.dumps(describe_environment(), indent=1))
         np.save(side / "seen.npy", data.item_hashes)
+        write_bytes(side / SKIPPED, skipped_lines(data, test))
         (side / "doctor.jsonl").touch()  # empty: watched, and nothing found
         if folder.is_dir():
             shutil.rmtree(folder)
