@@ -15,7 +15,7 @@ from nearfar.data import Source
 from nearfar.environment import describe_environment
 from nearfar.errors import UserError
 from nearfar.recipe import Recipe
-from nearfar.run import CHECKPOINTS
+from nearfar.run import CHECKPOINTS, SKIPPED, skipped_lines
 from nearfar.training.checkpoint import write_bytes
 from nearfar.training.engine import Engine
 from nearfar.training.lock import alone
@@ -41,7 +41,9 @@ def restarted_in(folder: Path) -> bool:
     return restarted() and (folder / "recipe.toml").is_file()
 
 
-def make(folder: Path, force: bool, recipe: Recipe, engine: Engine, data: Source) -> None:
+def make(
+    folder: Path, force: bool, recipe: Recipe, engine: Engine, data: Source, test: Source | None = None
+) -> None:
     """Make the run's folder, whole or not at all; never write into one that holds anything, unless forced."""
     if folder.exists():
         refuse_if_used(folder, force)
@@ -55,6 +57,7 @@ def make(folder: Path, force: bool, recipe: Recipe, engine: Engine, data: Source
         write_bytes(side / "engine.json", json.dumps(dataclasses.asdict(engine), indent=1))
         write_bytes(side / "environment.json", json.dumps(describe_environment(), indent=1))
         np.save(side / "seen.npy", data.item_hashes)
+        write_bytes(side / SKIPPED, skipped_lines(data, test))
         (side / "doctor.jsonl").touch()  # empty: watched, and nothing found
         if folder.is_dir():
             shutil.rmtree(folder)

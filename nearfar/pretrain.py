@@ -160,7 +160,7 @@ class Started:
     def begin(self, source: Any, force: bool) -> tuple[Source, Source | None, Any]:
         """A new run's folder; what it is to be trained with."""
         data, test, method = _together(lambda: self._opened(self.recipe.source if source is None else source))
-        _together(lambda: None if dist.rank() else make(self.folder, force, self.recipe, self.engine, data))
+        _together(lambda: None if dist.rank() else make(self.folder, force, self.recipe, self.engine, data, test))
         return data, test, method
 
     def go_on(self, source: Any, evaluate: bool) -> Run:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nearfar import methods
+from nearfar.data import limits
 from nearfar.errors import UserError, brief, nearest, one_line
 from nearfar.training.optim import Optim
 from nearfar.views.policies import POLICIES
@@ -214,7 +215,9 @@ def read(path: str | Path) -> Recipe:
     path = Path(path)
     path = path / "recipe.toml" if path.is_dir() else path
     try:
-        return from_toml(path.read_text(encoding="utf-8"), str(path))
+        return from_toml(limits.bytes_of(path, limits.TOML).decode("utf-8"), str(path))
+    except limits.TooLarge as error:
+        raise UserError(f"{path} is no recipe: {error}") from None
     except OSError:
         raise UserError(f"{path}: no such recipe") from None
     except UnicodeDecodeError:

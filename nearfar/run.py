@@ -23,7 +23,7 @@ from nearfar.training import keeper
 from nearfar.training.checkpoint import write_bytes
 from nearfar.training.progress import Bar, bar_for_decoding
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, SKIPPED = "checkpoints", "skipped.jsonl"
 
 
 def load(folder: str | Path) -> Run:
@@ -34,7 +34,17 @@ def load(folder: str | Path) -> Run:
 def tell_skipped(part: Source | None, say: Callable[[str], None]) -> None:
     if part is not None and part.skipped:
         first = part.skipped[0]
-        say(f"skipped {len(part.skipped)} unreadable images, the first {first.name}: {first.reason}")
+        say(f"skipped {len(part.skipped)} unreadable images, the first {first.name}: {first.reason}"
+            + f"; all of them in {SKIPPED}" * (len(part.skipped) > 1))  # fmt: skip
+
+
+def skipped_lines(train: Source, test: Source | None) -> str:
+    """Each image that was left out and why, as JSON a line; a part that was held out is of the same source."""
+    parts = {"train": train.skipped}
+    if test is not None and test.skipped is not train.skipped:
+        parts["test"] = test.skipped
+    return "".join(json.dumps({"part": part, "name": s.name, "reason": s.reason}) + "\n"
+                   for part, rows in parts.items() for s in rows)  # fmt: skip
 
 
 class Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nearfar.data import limits
 from nearfar.data.scenes import Counted, Scene, Scenes, clean, finished, part_of, size_of
 from nearfar.data.source import shown
 from nearfar.errors import UserError
@@ -71,8 +71,10 @@ def from_coco(folder: Path, max_bad: float = 0.05) -> Scenes:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        held = limits.json_of(path)
+    except limits.TooLarge as error:
+        raise UserError(f"{shown(path)} cannot be read: {error}: split it") from None
+    except ValueError:
         raise UserError(f"{shown(path)} is no JSON, or is cut short") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(held, dict) or not isinstance(held.get(key), list):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from nearfar.data.pictures import quiet, reason
+from nearfar.data.pictures import opened, quiet, reason
 from nearfar.data.scenes import IGNORE, Counted, Scene, Scenes, finished, listed_parts, part_of, size_of
 from nearfar.data.source import shown
 from nearfar.errors import UserError
@@ -61,7 +60,7 @@ def _kind(masks: list[Path]) -> tuple[bool, int]:
     most, sixteen = 1, False
     for path in masks:
         try:
-            with quiet(), Image.open(path) as file:
+            with quiet(), opened(path) as file:
                 mode, held = file.mode, np.unique(np.asarray(file))
         except Exception as error:  # Pillow's decoders raise all kinds
             raise UserError(f"{shown(path)} cannot be read: {reason(error)}: mend it or take it out") from None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Container
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from nearfar.data.limits import TooLarge, check_unpacked
 from nearfar.errors import UserError, one_line
-
-LARGEST, RATIO = 4 * 2**30, 100  # a member may unpack to more than 4 GB only where it is not packed tighter than this
 
 
 class Unreadable(UserError):
@@ -25,7 +25,7 @@ def read(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
     try:
         with open(path, "rb") as file:  # a cut file is closed, too
             if zipfile.is_zipfile(file):
-                _refuse_bombs(file)
+                _refuse_bombs(file, wanted)
             file.seek(0)
             held = np.load(file, allow_pickle=False)
             if isinstance(held, np.ndarray):
@@ -34,6 +34,8 @@ def read(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
                 parts = {key: held[key] if wanted is None or key in wanted else None for key in held.files}
     except (FileNotFoundError, Unreadable):
         raise
+    except TooLarge as error:
+        raise Unreadable(str(error)) from None
     except Exception as error:  # damaged zip, damaged deflate, encryption, pickles, headers that are no Python
         raise Unreadable(unpickled(error)) from None
     for name, part in parts.items():
@@ -42,12 +44,11 @@ def read(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
     return parts
 
 
-def _refuse_bombs(file: object) -> None:
+def _refuse_bombs(file: BinaryIO, wanted: Container[str] | None) -> None:
+    """By the sizes that the archive states, before anything is unpacked; zipfile gives no more than those."""
     with zipfile.ZipFile(file) as archive:
-        for about in archive.infolist():
-            if about.file_size > max(LARGEST, RATIO * about.compress_size):
-                raise Unreadable(f"its member {about.filename[:50]!r} unpacks to {about.file_size:,} bytes, more than "
-                                 f"{LARGEST:,} and than {RATIO} times what it takes: save it uncompressed")  # fmt: skip
+        members = [m for m in archive.infolist() if wanted is None or m.filename.removesuffix(".npy") in wanted]
+    check_unpacked(sum(m.file_size for m in members), sum(m.compress_size for m in members), "it")
 
 
 def unpickled(error: Exception) -> str:

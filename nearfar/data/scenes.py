@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from nearfar.data.pictures import decode, peek, quiet, reason
+from nearfar.data.pictures import decode, opened, peek, quiet, reason
 from nearfar.data.source import shown
 from nearfar.errors import UserError
 
@@ -52,8 +51,13 @@ class Scenes:
 
     def mask(self, scene: Scene) -> np.ndarray:
         """The classes of a picture's pixels, 255 where none is said. -> (H, W) uint8"""
-        with quiet(), Image.open(scene.mask) as file:
-            held = np.asarray(file)
+        try:
+            with quiet(), opened(scene.mask) as file:
+                held = np.asarray(file)
+        except Exception as error:  # Pillow's decoders raise all kinds
+            raise UserError(f"{shown(scene.mask)} cannot be read: {reason(error)}: mend it or take it out") from None
+        if held.ndim != 2:
+            raise UserError(f"{shown(scene.mask)} is a mask in colours: give one class a pixel, grey or with a palette")
         if held.shape[:2] != scene.size[::-1]:
             raise UserError(f"{shown(scene.mask)} is {held.shape[1]}×{held.shape[0]}, its picture "
                             f"{scene.size[0]}×{scene.size[1]}: give masks of the pictures' sizes")  # fmt: skip

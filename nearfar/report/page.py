@@ -80,6 +80,8 @@ _SECTIONS: list[tuple[str, str, Callable[[Folder], str]]] = [
     ("Transferred to other tasks", "Heads on this encoder and on the same one with random weights, trained on the same few "
      "labelled pictures; 95 % intervals over test pictures and seeds; below, test pictures of the first seed.",
      transfer.transfers),
+    ("Images that were left out", "They could not be read, and nothing was learnt from them nor judged by them.",
+     sections.skipped),
     ("How it was made", "Everything needed to make it again.", sections.made),
 ]  # fmt: skip
 
