@@ -172,7 +172,8 @@ def raw_pixels(part: Source, values: tuple[float, float]) -> np.ndarray:
 @torch.no_grad()
 def calibrate(method: Any, source: Source, values: tuple[float, float], batches: int = 8) -> None:
     """Measure BatchNorm's statistics on training images, so that an untrained encoder is judged at its best."""
-    with measured(method):
+    with measured(method), torch.random.fork_rng([]):
+        torch.manual_seed(0)  # of stochastic depth
         for at in range(min(batches, max(1, len(source) // 128))):
             x = plain(source.read(np.arange(at * 128, min((at + 1) * 128, len(source)))), *values)
             method.encoder(x)

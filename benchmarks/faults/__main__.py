@@ -46,8 +46,8 @@ def main() -> int:
             print(f"| {ROWS[name]} | {what} | `python benchmarks/faults {name}` | {time.monotonic() - begun:.0f} s |",
                   flush=True)  # fmt: skip
         if bad:
-            print(f"what was left behind lies in {folder}", file=sys.stderr)
-            folder.rename(folder.with_name(folder.name + "-wrong"))
+            left = folder.rename(folder.with_name(f"{folder.name}-wrong"))
+            print(f"what was left behind lies in {left}", file=sys.stderr)
     return bad
 
 

@@ -29,8 +29,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "inst-disc, bank": ("--method", "inst-disc", "--negatives", "64"),
     "supcon, labels": ("--method", "supcon"),
     "triplet, batches of P classes": ("--method", "triplet"),
-    "simclr, stochastic depth": ("--method", "simclr", "--encoder", "torchvision:efficientnet_b0", "--batch", "16",
-                                 "--steps", "12", "--optim.name", "sgd"),
+    "simclr, stochastic depth": ("--method", "simclr", "--encoder", "torchvision:efficientnet_b0", "--width", "0",
+                                 "--image-size", "32", "--batch", "16", "--steps", "12", "--optim.lr", "1e-4"),
 }  # fmt: skip
 
 

@@ -14,8 +14,8 @@ import json
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,9 @@ class Keeper:
 
     def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = lambda text: None) -> None:
         self._folder, self._keep, self._say = folder, keep, say
-        self._thread: threading.Thread | None = None
+        self._pool = ThreadPoolExecutor(1, "nearfar-checkpoint")
+        self._pool.submit(int).result()  # its thread is had now: where memory is short there may be none later
+        self._job: Future | None = None
         self._error: Exception | None = None
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob(".*"):
@@ -121,24 +123,18 @@ class Keeper:
 
     @property
     def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._job is not None and not self._job.done()
 
     def write(self, step: int, files: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint of CPU tensors that nobody changes; ``about`` is JSON with ``score`` or None."""
         self.wait()
-        thread = threading.Thread(target=self._write, args=(step, files, about), name="nearfar-checkpoint")
-        try:
-            thread.start()
-        except RuntimeError:  # no memory for one, or too many: training waits
-            self._write(step, files, about)
-        else:
-            self._thread = thread
+        self._job = self._pool.submit(self._write, step, files, about)
 
     def wait(self) -> bool:
         """Wait for what is being written; whether it was, or nothing was to be."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._job is not None:
+            self._job.result()
+            self._job = None
         return self._error is None
 
     def _write(self, step: int, files: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
@@ -160,7 +156,7 @@ class Keeper:
             os.rename(side, path)
             _synchronise(self._folder)
             self._error = None
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, MemoryError) as error:
             self.failed(step, error)
         else:
             self._prune()
