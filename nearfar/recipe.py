@@ -10,6 +10,7 @@ from typing import Any
 
 from nearfar import methods
 from nearfar.data import limits
+from nearfar.data.source import shown
 from nearfar.errors import UserError, brief, nearest, one_line
 from nearfar.training.optim import Optim
 from nearfar.views.policies import POLICIES
@@ -142,7 +143,7 @@ def _check_types(cls: type, values: dict[str, Any], where: str) -> dict[str, Any
     out = {}
     for key, value in values.items():
         if key not in known:
-            raise UserError(f"unknown key {where}{key}{nearest(key, known)}")
+            raise UserError(f"unknown key {where}{shown(key)}{nearest(key, known)}")
         kind = known[key]
         if kind == "float" and type(value) is int and abs(value) < 2**1000:
             value = float(value)
@@ -200,9 +201,9 @@ def from_toml(text: str, name: str = "recipe") -> Recipe:
     for table in _TABLES:
         if not isinstance(held.get(table, {}), dict | list if table == "views" else dict):
             raise UserError(f"{name}: {table} must be a table, [{table}]")
-    if "optim" in held:
-        held["optim"] = Optim(**_check_types(Optim, held["optim"], "optim."))
     try:
+        if "optim" in held:
+            held["optim"] = Optim(**_check_types(Optim, held["optim"], "optim."))
         return Recipe(**held)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
