@@ -299,7 +299,7 @@ def part_of_run(made: Path, *names: str) -> Make:
 
 def _sealed(manifest: Path) -> None:
     """Sizes and digests made right again, as who means harm would."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         body = json.loads(manifest.read_bytes())["body"]
         for name in body["files"]:
             raw = (manifest.parent / name).read_bytes()

@@ -143,7 +143,7 @@ def _check_types(cls: type, values: dict[str, Any], where: str) -> dict[str, Any
     out = {}
     for key, value in values.items():
         if key not in known:
-            raise UserError(f"unknown key {where}{shown(key)}{nearest(key, known)}")
+            raise UserError(f"unknown key {where}{shown(key)[:60]}{nearest(key, known)}")
         kind = known[key]
         if kind == "float" and type(value) is int and abs(value) < 2**1000:
             value = float(value)
