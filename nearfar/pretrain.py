@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,15 +18,17 @@ import numpy as np
 from nearfar import build, dist
 from nearfar import recipe as recipes
 from nearfar.data import Source
-from nearfar.environment import describe_environment
-from nearfar.errors import Elsewhere, Preempted, UserError
+from nearfar.errors import Elsewhere, Preempted, UserError, one_line
 from nearfar.learning import Hooks, Learnt, checkpoint_of, fresh, learn, loader_of
+from nearfar.places import free_name, make, refuse_if_used, restarted, restarted_in
 from nearfar.recipe import Recipe
-from nearfar.run import CHECKPOINTS, SKIPPED, Run, skipped_lines, tell_skipped
+from nearfar.run import CHECKPOINTS, Run, tell_skipped
 from nearfar.training import keeper
 from nearfar.training.checkpoint import write_bytes
+from nearfar.training.chunks import out_of_memory
 from nearfar.training.doctor import Finding
 from nearfar.training.engine import Engine, launch
+from nearfar.training.lock import alone
 from nearfar.training.metrics import MetricsFile
 from nearfar.training.progress import bar_for_decoding
 from nearfar.training.signals import Signals
@@ -80,9 +81,12 @@ def train(
     folder = _together(lambda: _folder(base, out, resume, force))
     folder = Path(fabric.broadcast(str(folder)))
     going = Started(folder, base, engine, fabric, say, show, begun)
-    if resume is not None or _restarted_in(folder):
-        return going.go_on(source, evaluate)
-    return going.begin(source, force, evaluate)
+    if resume is not None or restarted_in(folder):
+        with _held(folder):
+            return going.go_on(source, evaluate)
+    data, test, method = going.begin(source, force)
+    with _held(folder):
+        return going.train(data, test, method, None, evaluate)
 
 
 def _recipe(source: Any, recipe: Any, method: str, preset: str, changes: dict[str, Any]) -> Recipe:
@@ -115,29 +119,10 @@ def _engine_of(folder: Path, wanted: dict[str, Any]) -> Engine:
 def _folder(recipe: Recipe, out: str | Path | None, resume: str | Path | None, force: bool) -> Path:
     if resume is not None:
         return Path(resume)
-    folder = Path(out) if out is not None else free_name(recipe, _restarted())
-    if folder.exists() and not _restarted_in(folder):  # before anything long
-        _refuse_if_used(folder, force)
+    folder = Path(out) if out is not None else free_name(recipe, restarted())
+    if folder.exists() and not restarted_in(folder):  # before anything long
+        refuse_if_used(folder, force)
     return folder
-
-
-def free_name(recipe: Recipe, again: bool = False) -> Path:
-    """``runs/SOURCE-METHOD``, with a number where that is taken; ``again``: the last that was taken."""
-    stem = Path(str(recipe.source).rstrip("/")).name.replace(":", "-") or "run"
-    base = Path("runs") / f"{stem.split('.')[0] or stem}-{recipe.method}"
-    path, last, n = base, base, 2
-    while path.exists():
-        path, last, n = base.with_name(f"{base.name}-{n}"), path, n + 1
-    return last if again else path
-
-
-def _restarted() -> bool:
-    """Whether torchrun or SLURM has started this command anew, after a process died or the job was requeued."""
-    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-
-
-def _restarted_in(folder: Path) -> bool:
-    return _restarted() and (folder / "recipe.toml").is_file()
 
 
 def _together(job: Callable[[], T]) -> T:
@@ -152,6 +137,14 @@ def _together(job: Callable[[], T]) -> T:
     return got
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder's lock, for all processes of this command."""
+    with ExitStack() as held:
+        _together(lambda: None if dist.rank() else held.enter_context(alone(folder)))
+        yield
+
+
 @dataclass
 class Started:
     """A command under way: where, by what, on what."""
@@ -164,11 +157,11 @@ class Started:
     show: bool | None
     begun: float
 
-    def begin(self, source: Any, force: bool, evaluate: bool) -> Run:
-        """A new run."""
+    def begin(self, source: Any, force: bool) -> tuple[Source, Source | None, Any]:
+        """A new run's folder; what it is to be trained with."""
         data, test, method = _together(lambda: self._opened(self.recipe.source if source is None else source))
         _together(lambda: None if dist.rank() else make(self.folder, force, self.recipe, self.engine, data, test))
-        return self._train(data, test, method, None, evaluate)
+        return data, test, method
 
     def go_on(self, source: Any, evaluate: bool) -> Run:
         """A run from its last good checkpoint, or from its beginning where it has none yet."""
@@ -186,7 +179,7 @@ class Started:
             raise UserError(f"{data.spec} is not what {self.folder} was trained on until now (its fingerprint is "
                             f"{data.fingerprint()}, not {at.about['fingerprint']}): give the same data, or start anew")
         self.say(f"resuming {self.folder} from step {at.step if at else 0}")
-        return self._train(data, test, method, at, evaluate)
+        return self.train(data, test, method, at, evaluate)
 
     def _finished(self, at: keeper.Checkpoint, source: Any, evaluate: bool) -> Run:
         """Training had ended; what comes after it may not have."""
@@ -214,7 +207,7 @@ class Started:
         loader_of(data, self.recipe, method)
         return data, test, method
 
-    def _train(
+    def train(
         self, data: Source, test: Source | None, method: Any, at: keeper.Checkpoint | None, evaluate: bool
     ) -> Run:
         """Train, write the last checkpoint, judge."""
@@ -229,7 +222,11 @@ class Started:
             files, record = checkpoint_of(loop, about, final)
             if keep is None or (keep.busy and not (final or wait)):
                 return
-            keep.write(loop.step, files, record | {"metrics": metrics.position()})
+            try:
+                keep.write(loop.step, files, record | {"metrics": metrics.position()})
+            except OSError as error:  # of the rows
+                keep.wait()
+                keep.failed(loop.step, error)
             if (final or wait) and not keep.wait() and final:
                 raise UserError(f"{folder} is trained, but its checkpoint could not be written: make room, and go on "
                                 f"with nearfar train --resume {folder}")  # fmt: skip
@@ -247,7 +244,8 @@ class Started:
                     keep.wait()
                     metrics.__exit__(None, None, None)
         dist.finish()
-        return self._ended(learnt, data, test, evaluate)
+        with _reported(folder, False):
+            return self._ended(learnt, data, test, evaluate)
 
     def _ended(self, learnt: Learnt, data: Source, test: Source | None, evaluate: bool) -> Run:
         if learnt.stopped:
@@ -306,45 +304,18 @@ def _step_of(line: str) -> float:
         return float("inf")  # a line that was cut short
 
 
-def make(
-    folder: Path, force: bool, recipe: Recipe, engine: Engine, data: Source, test: Source | None = None
-) -> None:
-    """Make the run's folder, whole or not at all; never write into one that holds anything, unless forced."""
-    if folder.exists():
-        _refuse_if_used(folder, force)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "recipe.toml").is_file():
-        raise UserError(f"{folder} holds other things than a run: --force will not delete it; pass another --out")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    side = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        (side / CHECKPOINTS).mkdir(parents=True)
-        write_bytes(side / "recipe.toml", recipes.to_toml(recipe))
-        write_bytes(side / "engine.json", json.dumps(dataclasses.asdict(engine), indent=1))
-        write_bytes(side / "environment.json", json.dumps(describe_environment(), indent=1))
-        np.save(side / "seen.npy", data.item_hashes)
-        write_bytes(side / SKIPPED, skipped_lines(data, test))
-        (side / "doctor.jsonl").touch()  # empty: watched, and nothing found
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        os.rename(side, folder)
-    finally:
-        shutil.rmtree(side, ignore_errors=True)
-
-
-def _refuse_if_used(folder: Path, force: bool) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file: give --out a new folder")
-    if not force and any(folder.iterdir()):
-        again = f", --resume {folder} to go on with it" if (folder / "recipe.toml").is_file() else ""
-        raise UserError(f"{folder} is in use: pass another --out{again}, or --force to replace it")
-
-
 @contextmanager
 def _reported(folder: Path, first: bool) -> Iterator[None]:
-    """A run that breaks off leaves a page that says why."""
+    """A run that breaks off leaves a page that says why; one that finds no room on disk or in memory, how to go on."""
     try:
         yield
     except UserError:
         if first:
-            Run(folder).report()
+            with suppress(OSError):
+                Run(folder).report()
         raise
+    except (OSError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, OSError) and not out_of_memory(error):
+            raise
+        raise UserError(f"{folder}: {one_line(error)}: mend that, and go on with nearfar train --resume {folder}") \
+            from None  # fmt: skip

@@ -24,7 +24,7 @@ class Recipe:
     """What is trained, on what, how, and for how long. Recipe, seed and data decide the result."""
 
     source: str = "digits"
-    """a folder of images, .npy, .npz, IDX file, torchvision:NAME, hf:NAME or digits"""
+    """a folder of images or of tar shards, .npy, .npz, IDX file, torchvision:NAME, hf:NAME or digits"""
     method: str = "simclr"
     """what is learnt from: see `nearfar methods`"""
     encoder: str = "cnn"

@@ -76,13 +76,14 @@ def reason(error: BaseException) -> str:
     return "not an image" if text.startswith("cannot identify") else text
 
 
-def auto_shape(sizes: Sequence[tuple[int, int]], image_size: int) -> tuple[int, tuple[int, int]]:
+def auto_shape(sizes: Sequence[tuple[int, int]] | np.ndarray, image_size: int) -> tuple[int, tuple[int, int]]:
     """The side to resize to (0: none is needed) and the (H, W) of what comes out, from (width, height) of each."""
     if image_size:
         return image_size, (image_size, image_size)
-    if len(set(sizes)) == 1 and max(sizes[0]) <= AUTO:
-        return 0, sizes[0][::-1]
-    side = int(min(AUTO, np.median([min(s) for s in sizes])))
+    sizes = np.asarray(sizes)  # (N, 2)
+    if (sizes == sizes[0]).all() and sizes[0].max() <= AUTO:
+        return 0, (int(sizes[0, 1]), int(sizes[0, 0]))
+    side = int(min(AUTO, np.median(sizes.min(1))))
     return side, (side, side)
 
 

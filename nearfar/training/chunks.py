@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from nearfar.losses.caching import in_chunks
 
-_CPU = ("can't allocate memory", "std::bad_alloc", "out of memory")
+_CPU = ("can't allocate memory", "annot allocate memory", "std::bad_alloc", "out of memory",
+        "could not create a primitive", "could not create a memory object")  # the last two are oneDNN's  # fmt: skip
 
 
 class Chunks:

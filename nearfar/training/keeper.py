@@ -114,7 +114,7 @@ class Keeper:
     def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = lambda text: None) -> None:
         self._folder, self._keep, self._say = folder, keep, say
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob(".*"):
             shutil.rmtree(path, ignore_errors=True)
@@ -126,8 +126,13 @@ class Keeper:
     def write(self, step: int, files: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint of CPU tensors that nobody changes; ``about`` is JSON with ``score`` or None."""
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(step, files, about), name="nearfar-checkpoint")
-        self._thread.start()
+        thread = threading.Thread(target=self._write, args=(step, files, about), name="nearfar-checkpoint")
+        try:
+            thread.start()
+        except RuntimeError:  # no memory for one, or too many: training waits
+            self._write(step, files, about)
+        else:
+            self._thread = thread
 
     def wait(self) -> bool:
         """Wait for what is being written; whether it was, or nothing was to be."""
@@ -155,15 +160,19 @@ class Keeper:
             os.rename(side, path)
             _synchronise(self._folder)
             self._error = None
-        except (OSError, SafetensorError) as error:  # a full disk, most of all
-            self._error = error if isinstance(error, OSError) else OSError(one_line(error))
-            last = next((p.name for p in listed(self._folder)), None)
-            stands = f"{last} stands" if last else "there is none yet"
-            self._say(f"the checkpoint of step {step} could not be written ({one_line(error)}): {stands}")
+        except (OSError, SafetensorError) as error:
+            self.failed(step, error)
         else:
             self._prune()
         finally:
             shutil.rmtree(side, ignore_errors=True)
+
+    def failed(self, step: int, error: Exception) -> None:
+        """Say that a checkpoint could not be written: a full disk, most of all."""
+        self._error = error
+        last = next((p.name for p in listed(self._folder)), None)
+        stands = f"{last} stands" if last else "there is none yet"
+        self._say(f"the checkpoint of step {step} could not be written ({one_line(error)}): {stands}")
 
     def _prune(self) -> None:
         """Remove all but the last few and the best."""

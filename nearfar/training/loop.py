@@ -18,6 +18,7 @@ from nearfar.methods.parts import Progress, Step
 from nearfar.training import state
 from nearfar.training.chunks import Chunks, out_of_memory
 from nearfar.training.doctor import Doctor, Facts
+from nearfar.training.memory import give_back
 from nearfar.training.optim import Optim, set_rates
 from nearfar.training.schedule import Pace
 from nearfar.training.watch import OnlineKNN, Watch, total_norm
@@ -182,6 +183,7 @@ class Loop:
             torch._foreach_copy_(self._small, before)
             torch.set_rng_state(random)
             self.optimizer.zero_grad(set_to_none=True)
+            give_back()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         if self.chunks.rows != at:

@@ -7,12 +7,15 @@ import json
 import math
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 
 class MetricsFile:
-    """Append rows to ``metrics.jsonl``, each flushed whole, and scalars to ``tensorboard/``.
+    """Append rows to ``metrics.jsonl``, each at once, and scalars to ``tensorboard/``.
+
+    On a full disk rows wait for room, and TensorBoard's events end.
 
     Args:
         folder: a run's.
@@ -22,10 +25,10 @@ class MetricsFile:
     def __init__(self, folder: Path, at: int = 0, tensorboard: bool = True) -> None:
         path = folder / "metrics.jsonl"
         path.touch()
-        self._file = open(path, "r+b")  # noqa: SIM115
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
         self._file.truncate(at)
-        self._file.seek(0)
-        self.rows = [_row(line) for line in self._file]  # of the earlier attempt
+        self.rows = [_row(line) for line in self._file.read().splitlines()]  # of the earlier attempt
+        self._waiting = b""
         self._events = None
         first = int(self.rows[-1]["step"]) + 1 if self.rows else 0
         if tensorboard and importlib.util.find_spec("tensorboard") is not None:
@@ -38,15 +41,22 @@ class MetricsFile:
     def write(self, row: dict[str, float]) -> None:
         # JSON has no NaN: a value that is none is null
         clean = {k: (v if math.isfinite(v) else None) for k, v in row.items()}
-        self._file.write(json.dumps(clean).encode() + b"\n")
-        self._file.flush()
-        if self._events:
-            for key, value in clean.items():
+        self._waiting += json.dumps(clean).encode() + b"\n"
+        try:
+            self._flush()
+            for key, value in clean.items() if self._events else ():
                 if value is not None and key not in ("step", "time"):
                     self._events.add_scalar(key, value, int(row["step"]))
+        except OSError:
+            self._events = None
+
+    def _flush(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def position(self) -> int:
-        """Bytes so far, which are on the disk when this returns."""
+        """Bytes so far, which are on the disk when this returns; raises ``OSError`` where it has no room for them."""
+        self._flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -54,9 +64,12 @@ class MetricsFile:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with suppress(OSError):
+            self._flush()
         self._file.close()
-        if self._events:
-            self._events.close()
+        with suppress(OSError):
+            if self._events:
+                self._events.close()
 
 
 def _row(line: bytes) -> dict[str, float]:
