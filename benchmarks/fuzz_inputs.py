@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import struct
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -157,6 +158,30 @@ def embeddings(folder: Path, rng: Rng) -> Input:
             compare.judge_file(path, draws=1)
 
     return Input(read, ("evaluate", str(path), "--draws", "1"))
+
+
+def shard(folder: Path, rng: Rng) -> Input:
+    """A tar of pictures with labels, of any format; what is within it is seldom changed, its headers are."""
+    out = io.BytesIO()
+    kind = pick([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], rng)
+    with tarfile.open(fileobj=out, mode="w", format=kind) as file:
+        for i in range(int(rng.integers(1, 5))):
+            image, label = picture(rng, "png"), str(i % 2).encode()
+            members = {".png": png_bytes(image, rng) if rng.random() < 0.1 else image, ".cls": label}
+            for end, raw in members.items():
+                odd = pick(["a", "b/" * 60, "é", "../x", "/x"], rng) if rng.random() < 0.2 else ""
+                head = tarfile.TarInfo(f"{odd}{i}{end}")
+                head.size = len(raw)
+                head.type = pick([*[tarfile.REGTYPE] * 20, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE], rng)
+                file.addfile(head, io.BytesIO(raw))
+    raw, at = bytearray(out.getvalue()), 512 * int(rng.integers(4))
+    if rng.random() < 0.5:  # a header that is changed, and its checksum right
+        raw[at : at + 512] = bent(bytes(raw[at : at + 512]), rng).ljust(512, b"\0")[:512]
+        raw[at + 148 : at + 156] = b" " * 8
+        raw[at + 148 : at + 156] = b"%06o\0 " % sum(raw[at : at + 512])
+    (folder / "s").mkdir()
+    (folder / "s" / "a.tar").write_bytes(bytes(raw) if rng.random() < 0.7 else bent(bytes(raw), rng, bytes(raw)))
+    return _source(folder / "s")
 
 
 # Annotations ------------------------------------------------------------------------------------------------------
@@ -363,13 +388,9 @@ def kinds(made: Path) -> dict[str, Make]:
     """Every kind by its name; ``made`` is a run."""
     pictures = {k: read_picture(k) for k in ("png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm")}
     held = {"recipe": toml, "idx": idx, "npy": npy_file, "npz": npz_file, "embeddings": embeddings, "voc": voc,
-            "coco": coco, "masks": masks, **pictures, "predictions": predictions(made),
+            "coco": coco, "masks": masks, "tar": shard, **pictures, "predictions": predictions(made),
             "checkpoint": part_of_run(made, "checkpoints", "engine.json"), "results": part_of_run(made, "results.json"),
             "metrics": part_of_run(made, "metrics.jsonl", "doctor.jsonl", "skipped.jsonl"),
             "gallery": part_of_run(made, "gallery.npz")}  # fmt: skip
-    try:
-        from fuzz_shards import shards  # of tar files
-    except ImportError:
-        return held
-    return held | {"tar": shards}
+    return held
 

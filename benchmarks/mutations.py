@@ -17,8 +17,8 @@ _INTEGERS = [0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1,
 _VALUES = [
     None, True, -1, 0, 1, 0.5, 2**63, -(2**70), 10**400, 1e308, -1e308, float("nan"), float("inf"), "", "x" * 3000,
     "\x00\x1b[2J\n\r", "\u202e\ud800", "$\\frac{$", "[/red]", "<script>alert(1)</script>", "</script><b>",
-    "javascript:1", "'\"><img src=x onerror=alert(1)>", "red;background:url(//x)", "../../etc/passwd", "%s%n{0}", [], {}, [[]],
-    {"a": {}}, [1, "2", None], {"": ""},
+    "javascript:1", "'\"><img src=x onerror=alert(1)>", "red;background:url(//x)", "../../etc/passwd",
+    "%s%n{0}", [], {}, [[]], {"a": {}}, [1, "2", None], {"": ""},
 ]  # fmt: skip
 _TOML = ["nan", "inf", "-1", "0", "1e400", "true", '""', "[]", "{}", "0x7fffffffffffffff", "9" * 400, "9" * 5000,
          "[[[]]]", "1979-05-27", '"\\u0000"', "[" * 3000 + "]" * 3000, '"' + "a" * 5000 + '"', '"<script>"',

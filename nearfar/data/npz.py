@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Container
 from pathlib import Path
@@ -39,9 +40,17 @@ def read(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
     except Exception as error:  # damaged zip, damaged deflate, encryption, pickles, headers that are no Python
         raise Unreadable(unpickled(error)) from None
     for name, part in parts.items():
-        if part is not None and not isinstance(part, np.ndarray):
-            raise Unreadable(f"its member {name!r} is no array")
+        if part is not None and not (isinstance(part, np.ndarray) and _is_text(part)):
+            raise Unreadable(f"its member {name[:50]!r} is no array, or holds text that is none")
     return parts
+
+
+def _is_text(part: np.ndarray) -> bool:
+    """False of text with numbers that stand for no letter: NumPy takes them, and no encoder does."""
+    if part.dtype.kind != "U":
+        return True
+    codes = np.frombuffer(part.tobytes(), part.dtype.byteorder + "u4")
+    return not codes.size or int(codes.max()) <= sys.maxunicode
 
 
 def _refuse_bombs(file: BinaryIO, wanted: Container[str] | None) -> None:

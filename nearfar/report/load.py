@@ -45,7 +45,11 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl or doctor.jsonl up to a line cut short by a kill."""
-    return [row for row in _lines(path) if isinstance(row.get("step"), int | float)]
+    return [row for row in _lines(path) if _is_step(row.get("step"))]
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 2**53
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
