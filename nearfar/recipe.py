@@ -150,6 +150,8 @@ def _check_types(cls: type, values: dict[str, Any], where: str) -> dict[str, Any
         wanted = {"float": float, "int": int, "str": str, "bool": bool}.get(kind)
         if wanted and type(value) is not wanted:
             raise UserError(f"{where}{key} = {brief(value)} is no {kind}: give {_EXAMPLES[kind]}")
+        if kind == "str" and key != "source" and len(value) > 200:
+            raise UserError(f"{where}{key} = {brief(value)} is longer than any name")
         out[key] = value
     return out
 
