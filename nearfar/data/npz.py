@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 import zipfile
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +26,7 @@ def read(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
     Raises ``Unreadable`` for what cannot be read, ``FileNotFoundError`` where there is no file.
     """
     try:
-        with open(path, "rb") as file:  # a cut file is closed, too
+        with open(path, "rb") as file, unwarned():  # a cut file is closed, too
             if zipfile.is_zipfile(file):
                 _refuse_bombs(file, wanted)
             file.seek(0)
@@ -43,6 +45,14 @@ def read(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
         if part is not None and not (isinstance(part, np.ndarray) and _is_text(part)):
             raise Unreadable(f"its member {name[:50]!r} is no array, or holds text that is none")
     return parts
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Without what NumPy has to say of headers as they were written of old."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _is_text(part: np.ndarray) -> bool:
