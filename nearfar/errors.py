@@ -63,7 +63,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     listed = ", ".join(known)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {listed if len(listed) <= 280 else listed[:280] + '…'}"
+    listed = listed if len(listed) <= 280 else f"{listed[:280]}…"
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {listed}"
 
 
 def require(module: str, extra: str, wanted_by: str) -> ModuleType:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -193,8 +192,8 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\"}
 def from_toml(text: str, name: str = "recipe") -> Recipe:
     """Read a recipe; an unknown key, a wrong type or broken TOML is one line that names it."""
     try:
-        held = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+        held = limits.toml_of(text)
+    except ValueError as error:
         raise UserError(f"{name} is no TOML: {one_line(error)}") from None
     known = {f.name for f in fields(Recipe)}
     for key in held:
