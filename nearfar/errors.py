@@ -59,10 +59,12 @@ def brief(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'simclr'?"``, or the known names where none is near."""
+    """``"; did you mean 'simclr'?"``, or the known names where none is near, cut at 280 characters."""
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    listed = ", ".join(known)
+    listed = listed if len(listed) <= 280 else f"{listed[:280]}…"
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {listed}"
 
 
 def require(module: str, extra: str, wanted_by: str) -> ModuleType:

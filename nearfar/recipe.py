@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from nearfar import methods
 from nearfar.data import limits
+from nearfar.data.source import shown
 from nearfar.errors import UserError, brief, nearest, one_line
 from nearfar.training.optim import Optim
 from nearfar.views.policies import POLICIES
@@ -142,13 +142,15 @@ def _check_types(cls: type, values: dict[str, Any], where: str) -> dict[str, Any
     out = {}
     for key, value in values.items():
         if key not in known:
-            raise UserError(f"unknown key {where}{key}{nearest(key, known)}")
+            raise UserError(f"unknown key {where}{shown(key)[:60]}{nearest(key, known)}")
         kind = known[key]
         if kind == "float" and type(value) is int and abs(value) < 2**1000:
             value = float(value)
         wanted = {"float": float, "int": int, "str": str, "bool": bool}.get(kind)
         if wanted and type(value) is not wanted:
             raise UserError(f"{where}{key} = {brief(value)} is no {kind}: give {_EXAMPLES[kind]}")
+        if kind == "str" and key != "source" and len(value) > 200:
+            raise UserError(f"{where}{key} = {brief(value)} is longer than any name")
         out[key] = value
     return out
 
@@ -190,8 +192,8 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\"}
 def from_toml(text: str, name: str = "recipe") -> Recipe:
     """Read a recipe; an unknown key, a wrong type or broken TOML is one line that names it."""
     try:
-        held = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+        held = limits.toml_of(text)
+    except ValueError as error:
         raise UserError(f"{name} is no TOML: {one_line(error)}") from None
     known = {f.name for f in fields(Recipe)}
     for key in held:
@@ -200,9 +202,9 @@ def from_toml(text: str, name: str = "recipe") -> Recipe:
     for table in _TABLES:
         if not isinstance(held.get(table, {}), dict | list if table == "views" else dict):
             raise UserError(f"{name}: {table} must be a table, [{table}]")
-    if "optim" in held:
-        held["optim"] = Optim(**_check_types(Optim, held["optim"], "optim."))
     try:
+        if "optim" in held:
+            held["optim"] = Optim(**_check_types(Optim, held["optim"], "optim."))
         return Recipe(**held)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

@@ -70,7 +70,10 @@ class Run:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        return self._checkpoint[1]
+        about = self._checkpoint[1]
+        if not build.is_described(about):
+            raise UserError(f"{self.folder}: its checkpoint does not say what it was trained on: it was edited")
+        return about
 
     @cached_property
     def input(self) -> Input:
@@ -80,8 +83,10 @@ class Run:
     def _fresh(self) -> Any:
         tensors = self._checkpoint[0]
         c = self.input.shape[2]
-        mean = tensors.get("encoder.mean", torch.zeros(c)).view(-1)
-        std = tensors.get("encoder.std", torch.ones(c)).view(-1)
+        mean, std = (t.view(-1) for t in (tensors.get("encoder.mean", torch.zeros(c)),
+                                          tensors.get("encoder.std", torch.ones(c))))  # fmt: skip
+        if not len(mean) == len(std) == c:
+            raise UserError(f"{self.folder}: the checkpoint does not fit the recipe; was recipe.toml edited?")
         return build.model(self.recipe, self.input.shape, mean, std, len(self.about["classes"]), self.about["images"])
 
     @cached_property

@@ -110,7 +110,8 @@ def _resized(images: np.ndarray, size: int, low: float, high: float) -> np.ndarr
 def from_npy(path: Path, image_size: int = 0) -> Splits:
     """An .npy of images, memory-mapped."""
     try:
-        x = np.load(path, mmap_mode="r", allow_pickle=False)
+        with npz.unwarned():
+            x = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # whatever a damaged or hostile file makes NumPy raise
         raise UserError(f"{shown(path)} cannot be read as .npy: {shown(npz.unpickled(error))}") from None
     if not isinstance(x, np.ndarray):

@@ -107,7 +107,7 @@ def _scenes(
         if os.path.isabs(name) or ".." in Path(name).parts or not name.isprintable():
             counted.add("pictures left out whose name leaves the folder", name)
             continue
-        path = next((p / name for p in places if (p / name).is_file()), folder / name)
+        path = next((p / name for p in places if os.path.isfile(p / name)), folder / name)
         size = size_of(path, counted, name)
         if size is None:
             continue

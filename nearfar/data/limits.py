@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ PIXELS = 178_956_970  # of a picture, width × height: where Pillow takes one fo
 UNPACKED, RATIO = 4 * 2**30, 100  # more than 4 GiB unpacked only where that is at most 100 times what it takes packed
 JSON = 2 * 2**30  # bytes of annotations, of a run's results
 XML = 8 * 2**20  # bytes of one picture's annotation
-TOML = 2**18  # bytes of a recipe
+TOML, DOTS = 2**18, 1000  # bytes of a recipe; dots in a line of it, as the time that a dotted key takes is quadratic
 
 
 class TooLarge(UserError):
@@ -40,5 +41,15 @@ def json_of(path: Path) -> Any:
     raw = bytes_of(path, JSON)
     try:
         return json.loads(raw.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def toml_of(text: str) -> dict[str, Any]:
+    """What TOML holds. Raises ``ValueError``, also where it nests too deeply."""
+    if any(line.count(".") > DOTS for line in text.splitlines()):
+        raise ValueError(f"it has a line with more than {DOTS:,} dots")
+    try:
+        return tomllib.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def from_masks(folder: Path, max_bad: float = 0.05) -> Scenes:
     scenes: dict[str, list[Scene]] = {"train": [], "test": []}
     for stem, path in stems.items():
         part = part_of(stem) if listed is None else "train" if stem in listed["train"] else "test"
-        mask = next((masks / f"{stem}{s}" for s in _SUFFIXES if (masks / f"{stem}{s}").is_file()), None)
+        mask = next((p for s in _SUFFIXES if os.path.isfile(p := masks / f"{stem}{s}")), None)
         if mask is None:
             counted.add("pictures left out that have no mask", stem)
             continue

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 import zipfile
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +26,7 @@ def read(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
     Raises ``Unreadable`` for what cannot be read, ``FileNotFoundError`` where there is no file.
     """
     try:
-        with open(path, "rb") as file:  # a cut file is closed, too
+        with open(path, "rb") as file, unwarned():  # a cut file is closed, too
             if zipfile.is_zipfile(file):
                 _refuse_bombs(file, wanted)
             file.seek(0)
@@ -39,9 +42,25 @@ def read(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarr
     except Exception as error:  # damaged zip, damaged deflate, encryption, pickles, headers that are no Python
         raise Unreadable(unpickled(error)) from None
     for name, part in parts.items():
-        if part is not None and not isinstance(part, np.ndarray):
-            raise Unreadable(f"its member {name!r} is no array")
+        if part is not None and not (isinstance(part, np.ndarray) and _is_text(part)):
+            raise Unreadable(f"its member {name[:50]!r} is no array, or holds text that is none")
     return parts
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Without what NumPy has to say of headers as they were written of old."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _is_text(part: np.ndarray) -> bool:
+    """False of text with numbers that stand for no letter: NumPy takes them, and no encoder does."""
+    if part.dtype.kind != "U":
+        return True
+    codes = np.frombuffer(part.tobytes(), part.dtype.byteorder + "u4")
+    return not codes.size or int(codes.max()) <= sys.maxunicode
 
 
 def _refuse_bombs(file: BinaryIO, wanted: Container[str] | None) -> None:

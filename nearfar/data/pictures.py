@@ -149,9 +149,10 @@ def _orientation(picture: Image.Image) -> int:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """16-bit grey by /257; floats as 0..1 where all lie there, else as 0..255."""
     if picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        if not np.isfinite(values).all():
+        values = np.asarray(picture)
+        if not np.isfinite(values).all():  # before the cast, at which NumPy warns of some NaN
             raise ValueError("holds NaN or infinite values")
+        values = values.astype(np.float64)
         scale = 255.0 if values.min() >= 0 and values.max() <= 1 else 1.0
     elif picture.mode.startswith("I"):
         values, scale = np.asarray(picture, dtype=np.float64), 1 / 257

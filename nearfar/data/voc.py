@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NoReturn
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -59,7 +60,7 @@ def _scene(folder: Path, stem: str, counted: Counted) -> tuple[Scene, list[str]]
         return None
     name = Path(root.findtext("filename") or f"{stem}.jpg").name
     path = folder / "JPEGImages" / name
-    if not path.is_file():
+    if not os.path.isfile(path):  # which is False of a name too long, too
         path = next(iter(sorted((folder / "JPEGImages").glob(f"{_plain(stem)}.*"))), path)
     size = size_of(path, counted, stem)
     if size is None:

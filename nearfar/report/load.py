@@ -45,7 +45,11 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl or doctor.jsonl up to a line cut short by a kill."""
-    return [row for row in _lines(path) if isinstance(row.get("step"), int | float)]
+    return [row for row in _lines(path) if _is_step(row.get("step"))]
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 2**53
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -67,14 +71,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def read(path: Path) -> Folder:
     """Read what lies in a run's folder."""
-    import tomllib
-
     if not (path / "recipe.toml").is_file():
         raise UserError(f"{path} is no run: it holds no recipe.toml" if path.exists() else f"{path}: no such run")
     try:
         text = limits.bytes_of(path / "recipe.toml", limits.TOML).decode("utf-8")
-        recipe = tomllib.loads(text)
-    except (ValueError, RecursionError, OSError):  # no TOML, no UTF-8
+        recipe = limits.toml_of(text)
+    except (ValueError, OSError):  # no TOML, no UTF-8
         raise UserError(f"{path / 'recipe.toml'} is no TOML") from None
     return Folder(path, recipe, text, _rows(path / "metrics.jsonl"), _json(path / "results.json"),
                   _json(path / "environment.json"), _json(path / "clock.json"), arrays(path / "gallery.npz"),

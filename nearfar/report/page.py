@@ -102,7 +102,7 @@ def _made(make: Callable[[Folder], str], folder: Folder) -> str:
     """A part of the page, or a line in its place: a file that was changed by hand or by chance spoils that part alone."""
     try:
         return make(folder)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError, OverflowError) as error:
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         return (f"<p>This part could not be drawn: a file of the run is not as it was written "
                 f"({escape(type(error).__name__)}: {escape(one_line(error))}).</p>")  # fmt: skip
 
@@ -112,6 +112,6 @@ def write(run: Path) -> Path:
     run = Path(run)
     page = render(read(run))
     out, side = run / "report.html", run / f".report.{os.getpid()}.tmp"
-    side.write_text(page, encoding="utf-8")
+    side.write_bytes(page.encode("utf-8", "replace"))  # half a surrogate pair is no text
     os.replace(side, out)
     return out
