@@ -21,7 +21,7 @@ lightly-as-ours     with nearfar's temperature and projector's sizes, too; what 
 `swav` is 2 crops of 32 pixels on both sides; `swav-crops`, not run unless asked for, 4 of 16 beside them: lightly has
 no small ones on CIFAR-10, so theirs are of the areas of nearfar's preset `small-crops`.
 
-Timed is training alone, on lightly's side from the first batch asked for, on ours all of `run.learn`. Memory is the
+Timed is training alone, on lightly's side from the first batch asked for, on ours all of `learn`. Memory is the
 largest resident size of the training process up to training's end (in brackets: before it began, with libraries and
 images, without those that only the other side installs), and apart from it the workers': the sum of their largest
 sizes, which count again what they share, and in brackets what was theirs alone at the end.

@@ -2,7 +2,7 @@
 
     python benchmarks/step_share.py
 
-Trains SimCLR through `nearfar.run.learn`, the code path of `nearfar train`, on random 32×32 RGB images with the
+Trains SimCLR through `nearfar.learning.learn`, the code path of `nearfar train`, on random 32×32 RGB images with the
 small CNN and with ResNet-18, and reads the loop's clock: reading ahead, views, optimiser, logging. The encoder's
 part holds the method's forward (projector and loss included) and the backward; the projector's and the loss's
 share of it is timed apart on the same tensors and counted as outside. Medians over repeats; the first step's warm-up

@@ -10,7 +10,8 @@ steps with spectra, TensorBoard's events, the check that loss and gradient are f
 `checkpoints` makes them every 2 seconds. `lightly` is its own example (docs.lightly.ai, pytorch_lightning/simclr.py):
 `SimCLRTransform` in a DataLoader with two workers, `NTXentLoss`, a LightningModule, the Trainer with its bar and
 logger off. Each round runs all of them one after the other; given are medians over rounds of images (not views) a
-second after the first ten steps, and of the ratio to `bare` in the same round. C's allocator is told alike (docs/views.md).
+second after the first ten steps, and of the ratio to `bare` in the same round. C's allocator is told alike
+(docs/views.md).
 """
 
 import argparse

@@ -45,6 +45,17 @@ class Input:
         return own if own == (0.0, 1.0) and mine in _STANDARD else mine
 
 
+def is_described(about: Any) -> bool:
+    """Whether a checkpoint's record says what a model takes: shape and range of the images, classes, their number."""
+    try:
+        shape, low, high = (about["input"][key] for key in ("shape", "low", "high"))
+        sides = len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape)
+        images = type(about["images"]) is int and 0 < about["images"] < 2**40
+        return sides and images and float(low) < float(high) and all(type(c) is str for c in about["classes"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+
+
 def split(splits: Splits, recipe: Recipe) -> tuple[Source, Source | None]:
     """The part that is trained on and the part that judges: the source's own, or one held out by the seed.
 

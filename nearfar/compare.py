@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from nearfar.data import npz
 from nearfar.errors import UserError
 from nearfar.evaluate import Evaluation, evaluate, multilabel, of_difference_over_seeds, of_paired_draws
 from nearfar.training.checkpoint import write_bytes
@@ -80,15 +80,15 @@ def read(path: Path) -> Judged:
     try:
         held = json.loads(results.read_text(encoding="utf-8"))["evaluation"]
         split, names = held["protocol"]["split hash"], [row["embedding"] for row in held["rows"]]
-        with open(predictions, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # a cut file is closed, too
-            y, several = arrays["y"], arrays["y"].ndim == 2
-            worth = {judge: arrays[f"{names[0]}/{judge}/LRAP"] if several else arrays[f"{names[0]}/{judge}"] == y
-                     for judge in JUDGES}  # fmt: skip
-            cells = held["rows"][0]["cells"].items()
-            few = {k: np.array(c["detail"]["draws"], np.float64) for k, c in cells if "draws" in c.get("detail", {})}
-            split += held["protocol"].get("items hash", "")
-            return Judged(str(path), split, y, worth, few, held["protocol"].get("seed", 0))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
+        arrays = npz.read(predictions)
+        y, several = arrays["y"], arrays["y"].ndim == 2
+        worth = {judge: arrays[f"{names[0]}/{judge}/LRAP"] if several else arrays[f"{names[0]}/{judge}"] == y
+                 for judge in JUDGES}  # fmt: skip
+        cells = held["rows"][0]["cells"].items()
+        few = {k: np.array(c["detail"]["draws"], np.float64) for k, c in cells if "draws" in c.get("detail", {})}
+        split += held["protocol"].get("items hash", "")
+        return Judged(str(path), split, y, worth, few, held["protocol"].get("seed", 0))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         raise UserError(f"{path} has no predictions to compare: run nearfar evaluate {path} first") from None
 
 
@@ -180,11 +180,10 @@ def judge_file(path: Path, *, draws: int = 10, labels: tuple[int | str, ...] = (
 
 def _parts(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...] | None]:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
+        held = npz.read(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, npz.Unreadable):
         raise UserError(f"{path} is no .npz of plain arrays, or is cut short") from None
     known = [{"features", "labels", "split"}, {"x_train", "y_train", "x_test", "y_test"}]
     if not any(names <= set(held) for names in known):

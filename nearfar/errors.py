@@ -48,11 +48,23 @@ def one_line(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__)[:200]
 
 
+def brief(value: object) -> str:
+    """A value as it would be typed, cut at 60 characters.
+
+    >>> brief("a" * 100)[-6:]
+    'aaaaa…'
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'simclr'?"``, or the known names where none is near."""
+    """``"; did you mean 'simclr'?"``, or the known names where none is near, cut at 280 characters."""
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    listed = ", ".join(known)
+    listed = listed if len(listed) <= 280 else f"{listed[:280]}…"
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {listed}"
 
 
 def require(module: str, extra: str, wanted_by: str) -> ModuleType:

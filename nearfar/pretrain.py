@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +18,9 @@ import numpy as np
 from nearfar import build, dist
 from nearfar import recipe as recipes
 from nearfar.data import Source
-from nearfar.environment import describe_environment
 from nearfar.errors import Elsewhere, Preempted, UserError, one_line
 from nearfar.learning import Hooks, Learnt, checkpoint_of, fresh, learn, loader_of
+from nearfar.places import free_name, make, refuse_if_used, restarted, restarted_in
 from nearfar.recipe import Recipe
 from nearfar.run import CHECKPOINTS, Run, tell_skipped
 from nearfar.training import keeper
@@ -82,7 +81,7 @@ def train(
     folder = _together(lambda: _folder(base, out, resume, force))
     folder = Path(fabric.broadcast(str(folder)))
     going = Started(folder, base, engine, fabric, say, show, begun)
-    if resume is not None or _restarted_in(folder):
+    if resume is not None or restarted_in(folder):
         with _held(folder):
             return going.go_on(source, evaluate)
     data, test, method = going.begin(source, force)
@@ -120,29 +119,10 @@ def _engine_of(folder: Path, wanted: dict[str, Any]) -> Engine:
 def _folder(recipe: Recipe, out: str | Path | None, resume: str | Path | None, force: bool) -> Path:
     if resume is not None:
         return Path(resume)
-    folder = Path(out) if out is not None else free_name(recipe, _restarted())
-    if folder.exists() and not _restarted_in(folder):  # before anything long
-        _refuse_if_used(folder, force)
+    folder = Path(out) if out is not None else free_name(recipe, restarted())
+    if folder.exists() and not restarted_in(folder):  # before anything long
+        refuse_if_used(folder, force)
     return folder
-
-
-def free_name(recipe: Recipe, again: bool = False) -> Path:
-    """``runs/SOURCE-METHOD``, with a number where that is taken; ``again``: the last that was taken."""
-    stem = Path(str(recipe.source).rstrip("/")).name.replace(":", "-") or "run"
-    base = Path("runs") / f"{stem.split('.')[0] or stem}-{recipe.method}"
-    path, last, n = base, base, 2
-    while path.exists():
-        path, last, n = base.with_name(f"{base.name}-{n}"), path, n + 1
-    return last if again else path
-
-
-def _restarted() -> bool:
-    """Whether torchrun or SLURM has started this command anew, after a process died or the job was requeued."""
-    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-
-
-def _restarted_in(folder: Path) -> bool:
-    return _restarted() and (folder / "recipe.toml").is_file()
 
 
 def _together(job: Callable[[], T]) -> T:
@@ -180,7 +160,7 @@ class Started:
     def begin(self, source: Any, force: bool) -> tuple[Source, Source | None, Any]:
         """A new run's folder; what it is to be trained with."""
         data, test, method = _together(lambda: self._opened(self.recipe.source if source is None else source))
-        _together(lambda: None if dist.rank() else make(self.folder, force, self.recipe, self.engine, data))
+        _together(lambda: None if dist.rank() else make(self.folder, force, self.recipe, self.engine, data, test))
         return data, test, method
 
     def go_on(self, source: Any, evaluate: bool) -> Run:
@@ -322,39 +302,6 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a line that was cut short
-
-
-def make(folder: Path, force: bool, recipe: Recipe, engine: Engine, data: Source) -> None:
-    """Make the run's folder, whole or not at all; never write into one that holds anything, unless forced."""
-    if folder.exists():
-        _refuse_if_used(folder, force)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "recipe.toml").is_file():
-        raise UserError(f"{folder} holds other things than a run: --force will not delete it; pass another --out")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    side = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        (side / CHECKPOINTS).mkdir(parents=True)
-        write_bytes(side / "recipe.toml", recipes.to_toml(recipe))
-        write_bytes(side / "engine.json", json.dumps(dataclasses.asdict(engine), indent=1))
-        write_bytes(side / "environment.json", json.dumps(describe_environment(), indent=1))
-        np.save(side / "seen.npy", data.item_hashes)
-        (side / "doctor.jsonl").touch()  # empty: watched, and nothing found
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        os.rename(side, folder)
-    finally:
-        shutil.rmtree(side, ignore_errors=True)
-
-
-def _refuse_if_used(folder: Path, force: bool) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file: give --out a new folder")
-    if not force and any(folder.iterdir()):
-        again = f", --resume {folder} to go on with it" if (folder / "recipe.toml").is_file() else ""
-        raise UserError(f"{folder} is in use: pass another --out{again}, or --force to replace it")
-    if (folder / "recipe.toml").is_file():
-        with alone(folder):
-            pass
 
 
 @contextmanager

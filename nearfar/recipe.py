@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from nearfar import methods
-from nearfar.errors import UserError, nearest, one_line
+from nearfar.data import limits
+from nearfar.data.source import shown
+from nearfar.errors import UserError, brief, nearest, one_line
 from nearfar.training.optim import Optim
 from nearfar.views.policies import POLICIES
 from nearfar.views.policy import ImagePolicy
@@ -22,7 +23,7 @@ class Recipe:
     """What is trained, on what, how, and for how long. Recipe, seed and data decide the result."""
 
     source: str = "digits"
-    """a folder of images, .npy, .npz, IDX file, torchvision:NAME, hf:NAME or digits"""
+    """a folder of images or of tar shards, .npy, .npz, IDX file, torchvision:NAME, hf:NAME or digits"""
     method: str = "simclr"
     """what is learnt from: see `nearfar methods`"""
     encoder: str = "cnn"
@@ -71,15 +72,17 @@ class Recipe:
                 raise UserError(f"{name} = {getattr(self, name)} must be at least {low}")
         if self.batch % self.accumulate:
             raise UserError(f"batch = {self.batch} does not divide into accumulate = {self.accumulate} parts")
+        if self.seed >= 2**63:
+            raise UserError(f"seed = {brief(self.seed)} must be below 2**63")
         if not 0 <= self.holdout < 1 or not 0 <= self.max_bad <= 1:
             raise UserError(f"holdout = {self.holdout} and max_bad = {self.max_bad} are shares: give 0 to 1")
         if sum(v > 0 for v in (self.epochs, self.steps, self.minutes)) > 1:
             raise UserError("more than one budget: give one of epochs, steps and minutes")
         if self.policy != "auto" and self.policy not in POLICIES:
-            raise UserError(f"unknown policy {self.policy!r}{nearest(self.policy, [*POLICIES, 'auto'])}")
+            raise UserError(f"unknown policy {brief(self.policy)}{nearest(self.policy, [*POLICIES, 'auto'])}")
         known = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
         if self.precision not in known:
-            raise UserError(f"unknown precision {self.precision!r}{nearest(self.precision, known)}")
+            raise UserError(f"unknown precision {brief(self.precision)}{nearest(self.precision, known)}")
         config = methods.module(self.method).Config
         object.__setattr__(self, "settings", _check_types(config, self.settings, "settings."))
         object.__setattr__(self, "views", _check_views(self.views))
@@ -103,7 +106,7 @@ def of(method: str, preset: str = "", **changes: Any) -> Recipe:
     held = methods.module(method).PRESETS
     preset = preset or "small"
     if preset not in held:
-        raise UserError(f"{method} has no preset {preset!r}{nearest(preset, held)}")
+        raise UserError(f"{method} has no preset {brief(preset)}{nearest(preset, held)}")
     values = dict(held[preset]) | {"method": method}
     values["optim"] = Optim(**values.get("optim", {}))
     return Recipe(**values | changes)
@@ -129,7 +132,7 @@ def _check_views(views: Any) -> Any:
     if isinstance(views, dict):
         return _check_types(ImagePolicy, views, "views.")
     if not isinstance(views, list | tuple) or not views or not all(isinstance(v, dict) for v in views):
-        raise UserError(f"views = {views!r}: give a table, [views], or one for each kind of view, [[views]]")
+        raise UserError(f"views = {brief(views)}: give a table, [views], or one for each kind of view, [[views]]")
     return tuple(_check_types(ImagePolicy, v, f"views[{i}].") for i, v in enumerate(views))
 
 
@@ -139,13 +142,15 @@ def _check_types(cls: type, values: dict[str, Any], where: str) -> dict[str, Any
     out = {}
     for key, value in values.items():
         if key not in known:
-            raise UserError(f"unknown key {where}{key}{nearest(key, known)}")
+            raise UserError(f"unknown key {where}{shown(key)[:60]}{nearest(key, known)}")
         kind = known[key]
-        if kind == "float" and type(value) is int:
+        if kind == "float" and type(value) is int and abs(value) < 2**1000:
             value = float(value)
         wanted = {"float": float, "int": int, "str": str, "bool": bool}.get(kind)
         if wanted and type(value) is not wanted:
-            raise UserError(f"{where}{key} = {value!r} is no {kind}: give {_EXAMPLES[kind]}")
+            raise UserError(f"{where}{key} = {brief(value)} is no {kind}: give {_EXAMPLES[kind]}")
+        if kind == "str" and key != "source" and len(value) > 200:
+            raise UserError(f"{where}{key} = {brief(value)} is longer than any name")
         out[key] = value
     return out
 
@@ -187,19 +192,19 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\"}
 def from_toml(text: str, name: str = "recipe") -> Recipe:
     """Read a recipe; an unknown key, a wrong type or broken TOML is one line that names it."""
     try:
-        held = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        held = limits.toml_of(text)
+    except ValueError as error:
         raise UserError(f"{name} is no TOML: {one_line(error)}") from None
     known = {f.name for f in fields(Recipe)}
     for key in held:
         if key not in known:
-            raise UserError(f"{name}: unknown key {key!r}{nearest(key, known)}")
+            raise UserError(f"{name}: unknown key {brief(key)}{nearest(key, known)}")
     for table in _TABLES:
         if not isinstance(held.get(table, {}), dict | list if table == "views" else dict):
             raise UserError(f"{name}: {table} must be a table, [{table}]")
-    if "optim" in held:
-        held["optim"] = Optim(**_check_types(Optim, held["optim"], "optim."))
     try:
+        if "optim" in held:
+            held["optim"] = Optim(**_check_types(Optim, held["optim"], "optim."))
         return Recipe(**held)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
@@ -212,7 +217,9 @@ def read(path: str | Path) -> Recipe:
     path = Path(path)
     path = path / "recipe.toml" if path.is_dir() else path
     try:
-        return from_toml(path.read_text(encoding="utf-8"), str(path))
+        return from_toml(limits.bytes_of(path, limits.TOML).decode("utf-8"), str(path))
+    except limits.TooLarge as error:
+        raise UserError(f"{path} is no recipe: {error}") from None
     except OSError:
         raise UserError(f"{path}: no such recipe") from None
     except UnicodeDecodeError:

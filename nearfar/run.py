@@ -23,7 +23,7 @@ from nearfar.training import keeper
 from nearfar.training.checkpoint import write_bytes
 from nearfar.training.progress import Bar, bar_for_decoding
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, SKIPPED = "checkpoints", "skipped.jsonl"
 
 
 def load(folder: str | Path) -> Run:
@@ -34,7 +34,17 @@ def load(folder: str | Path) -> Run:
 def tell_skipped(part: Source | None, say: Callable[[str], None]) -> None:
     if part is not None and part.skipped:
         first = part.skipped[0]
-        say(f"skipped {len(part.skipped)} unreadable images, the first {first.name}: {first.reason}")
+        say(f"skipped {len(part.skipped)} unreadable images, the first {first.name}: {first.reason}"
+            + f"; all of them in {SKIPPED}" * (len(part.skipped) > 1))  # fmt: skip
+
+
+def skipped_lines(train: Source, test: Source | None) -> str:
+    """Each image that was left out and why, as JSON a line; a part that was held out is of the same source."""
+    parts = {"train": train.skipped}
+    if test is not None and test.skipped is not train.skipped:
+        parts["test"] = test.skipped
+    return "".join(json.dumps({"part": part, "name": s.name, "reason": s.reason}) + "\n"
+                   for part, rows in parts.items() for s in rows)  # fmt: skip
 
 
 class Run:
@@ -60,7 +70,10 @@ class Run:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        return self._checkpoint[1]
+        about = self._checkpoint[1]
+        if not build.is_described(about):
+            raise UserError(f"{self.folder}: its checkpoint does not say what it was trained on: it was edited")
+        return about
 
     @cached_property
     def input(self) -> Input:
@@ -70,8 +83,10 @@ class Run:
     def _fresh(self) -> Any:
         tensors = self._checkpoint[0]
         c = self.input.shape[2]
-        mean = tensors.get("encoder.mean", torch.zeros(c)).view(-1)
-        std = tensors.get("encoder.std", torch.ones(c)).view(-1)
+        mean, std = (t.view(-1) for t in (tensors.get("encoder.mean", torch.zeros(c)),
+                                          tensors.get("encoder.std", torch.ones(c))))  # fmt: skip
+        if not len(mean) == len(std) == c:
+            raise UserError(f"{self.folder}: the checkpoint does not fit the recipe; was recipe.toml edited?")
         return build.model(self.recipe, self.input.shape, mean, std, len(self.about["classes"]), self.about["images"])
 
     @cached_property

@@ -169,7 +169,7 @@ def compare(runs: Positional[tuple[str, ...]]) -> None:
         seeds = [f"{n}" if s is None else f"{n}, {s:.3f}" for n, s in zip(d.seeds, d.spread)] if several else []
         table.add_row(d.name, d.judge, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", "yes" if d.real else "no",
                       *seeds)  # fmt: skip
-    Console(width=None).print(table)
+    Console(width=None, markup=False, emoji=False).print(table)
 
 
 def predictors(runs: Positional[tuple[str, ...]], *,
@@ -196,7 +196,7 @@ def predictors(runs: Positional[tuple[str, ...]], *,
             held = [cell(c.spearman) for c in found if (c.space, c.measure) == (space, measure)]
             if held:
                 table.add_row(f"{claimed} {title}", *(text.replace(" (", "\n(", 1) for text in held))
-        Console(width=None).print(table)
+        Console(width=None, markup=False, emoji=False).print(table)
     print("under each its 95 % interval over runs; + and −: more or less of it is held to be better")
     for name in out:
         print(name)

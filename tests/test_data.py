@@ -1,5 +1,6 @@
 import gzip
 import importlib.util
+import time
 
 import numpy as np
 import pytest
@@ -221,6 +222,31 @@ def test_hugging_face_folder(tmp_path):
     held = datasets.Dataset.from_dict({"image": pictures, "label": [-1] * 4}, features=features)  # kept back
     held.save_to_disk(str(tmp_path / "blind"))
     assert open_source(f"hf:{tmp_path / 'blind'}").train.labels is None
+
+
+def test_a_large_hugging_face_table_stays_in_its_file(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("NEARFAR_CACHE", str(tmp_path / "cache"))
+    pictures = [Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(30)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
+    held = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 1] * 10}, features=features)
+    datasets.DatasetDict({"train": held, "test": held.select(range(6))}).save_to_disk(str(tmp_path / "set"))
+    small = open_source(f"hf:{tmp_path / 'set'}")
+    time.sleep(0.15)
+    monkeypatch.setattr("nearfar.data.named._HELD", 0)
+    monkeypatch.setattr("nearfar.data.named._stack", None)
+    counted = []
+    for gb, decoded in ((None, 30), (None, 30), (0, 66), (0, 66)):  # once each way; the test part holds copies
+        large = open_source(f"hf:{tmp_path / 'set'}", cache_gb=gb, say=print, progress=lambda *at: counted.append(at))
+        assert sum(done for done, _ in counted) == decoded
+        for a, b in ((small.train, large.train), (small.test, large.test)):
+            np.testing.assert_array_equal(a.read(range(len(a))), b.read(range(len(b))))
+            np.testing.assert_array_equal(a.item_hashes, b.item_hashes)
+            assert (a.labels.tolist(), a.classes, list(a.names)) == (b.labels.tolist(), b.classes, list(b.names))
+    missing = datasets.Dataset.from_dict({"image": [*pictures, None], "label": [0] * 31}, features=features)
+    missing.save_to_disk(str(tmp_path / "hole"))
+    source = open_source(f"hf:{tmp_path / 'hole'}").train
+    assert (len(source), [(s.name, s.reason) for s in source.skipped]) == (30, [("30", "it is missing")])
 
 
 def test_torchvision_set():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -45,7 +46,7 @@ def assert_equal_runs(a, b, tolerance):
 ])  # fmt: skip
 def test_two_devices_are_one(flags, tolerance, tmp_path):
     """By the command line: the loss curve, the weights, and one judged run of both."""
-    two = nf(*DIGITS, *flags, "--devices", "2", "--out", str(tmp_path / "two"))
+    two = nf(*DIGITS, *flags, "--devices", "2", "--checkpoint-minutes", "1e-5", "--out", str(tmp_path / "two"))
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("report  ") == 1
     alone = [word for word in flags if word not in ("--strategy", "fsdp")]
@@ -53,6 +54,13 @@ def test_two_devices_are_one(flags, tolerance, tmp_path):
     assert one.returncode == 0, one.stderr
     assert_equal_runs(tmp_path / "two", tmp_path / "one", tolerance)
     assert (tmp_path / "two" / "results.json").is_file()
+    if "fsdp" in flags:  # shards are kept whole, and cut again
+        again = shutil.copytree(tmp_path / "two", tmp_path / "again")
+        shutil.rmtree(keeper.listed(again / "checkpoints")[0])
+        resumed = nf("--resume", str(again))
+        assert resumed.returncode == 0, resumed.stderr
+        assert "resuming" in resumed.stderr
+        assert_equal_runs(again, tmp_path / "two", 0)
 
 
 def without_gradient(z, groups):

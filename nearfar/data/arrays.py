@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nearfar.data import npz
 from nearfar.data.pictures import cover_array
 from nearfar.data.source import Numbers, Source, Splits, aligned, encode_labels, shown
 from nearfar.errors import UserError, one_line
@@ -109,37 +110,26 @@ def _resized(images: np.ndarray, size: int, low: float, high: float) -> np.ndarr
 def from_npy(path: Path, image_size: int = 0) -> Splits:
     """An .npy of images, memory-mapped."""
     try:
-        x = np.load(path, mmap_mode="r", allow_pickle=False)
+        with npz.unwarned():
+            x = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # whatever a damaged or hostile file makes NumPy raise
-        raise UserError(f"{shown(path)} cannot be read as .npy: {_unpickled(error)}") from None
+        raise UserError(f"{shown(path)} cannot be read as .npy: {shown(npz.unpickled(error))}") from None
     if not isinstance(x, np.ndarray):
         x.close()
         raise UserError(f"{shown(path)} is an .npz by its content: rename it")
     return Splits(from_array(x, where=str(path), image_size=image_size))
 
 
-def _unpickled(error: Exception) -> str:
-    """NumPy takes whatever it does not know for a pickle, and says so."""
-    text = one_line(error)
-    if "pickle" in text or "Python objects" in text:
-        return "it is damaged or holds Python objects: save numbers"
-    return text
-
-
 def _members(path: Path) -> dict[str, np.ndarray]:
     """What an .npz holds under the names that are looked for; nothing else of it is read."""
     wanted = {*_IMAGES, *_LABELS, "x_train", "y_train", "x_test", "y_test", "classes"}
     try:
-        held = np.load(path, allow_pickle=False)
-        if isinstance(held, np.ndarray):
-            return {"x": held}  # an .npy under another name
-        with held:
-            keys = list(held.files)
-            parts = {key: held[key] for key in keys if key in wanted}
-    except Exception as error:  # damaged zip, damaged deflate, encryption, pickles: all kinds of errors
-        raise UserError(f"{shown(path)} cannot be read as .npz: {_unpickled(error)}") from None
+        held = npz.read(path, wanted)
+    except (OSError, npz.Unreadable) as error:
+        raise UserError(f"{shown(path)} cannot be read as .npz: {shown(one_line(error))}") from None
+    parts = {key: part for key, part in held.items() if part is not None}
     if not {"x_train", *_IMAGES} & parts.keys():
-        held_names = shown(", ".join(keys)) or "nothing"
+        held_names = shown(", ".join(held)) or "nothing"
         raise UserError(f"{shown(path)} holds {held_names}: name the images x (and the labels y)")
     return parts
 

@@ -20,7 +20,7 @@ except ImportError:  # no locks: two processes may do the same work, each on a f
     fcntl = None
 
 DEFAULT_GB = 32.0
-_OURS = re.compile(r"[0-9a-f]{32}\.(pixels|index)")
+_OURS = re.compile(r"[0-9a-f]{32}\.(pixels|index|shards)")
 _SIDE = re.compile(r"\.([0-9a-f]{32})\..*\.tmp")
 
 

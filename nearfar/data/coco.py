@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nearfar.data import limits
 from nearfar.data.scenes import Counted, Scene, Scenes, clean, finished, part_of, size_of
 from nearfar.data.source import shown
 from nearfar.errors import UserError
@@ -49,7 +50,7 @@ def from_coco(folder: Path, max_bad: float = 0.05) -> Scenes:
     if "all" not in files and "test" not in files:
         raise UserError(f"{shown(folder)} has {shown(files['train'].name)} alone: add the JSON of a test or val part")
     held = {part: _json(path) for part, path in files.items()}
-    kinds = {c["id"]: str(c["name"]) for h in held.values() for c in h["categories"]}
+    kinds = {c["id"]: str(c.get("name", c["id"])) for h in held.values() for c in h["categories"]}
     used = sorted({a.get("category_id") for h in held.values() for a in h["annotations"]} & set(kinds))
     numbers = {k: i for i, k in enumerate(used)}
     scenes: dict[str, list[Scene]] = {"train": [], "test": []}
@@ -70,12 +71,18 @@ def from_coco(folder: Path, max_bad: float = 0.05) -> Scenes:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = limits.json_of(path)
+    except limits.TooLarge as error:
+        raise UserError(f"{shown(path)} cannot be read: {error}: split it") from None
     except ValueError:
         raise UserError(f"{shown(path)} is no JSON, or is cut short") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(held, dict) or not isinstance(held.get(key), list):
             raise UserError(f"{shown(path)} has no list {key!r}: give COCO's images, annotations and categories")
+    for key, ids in (("images", ("id",)), ("annotations", ("image_id", "category_id")), ("categories", ("id",))):
+        for i, row in enumerate(held[key]):
+            if not isinstance(row, dict) or not all(isinstance(row.get(name), int | str) for name in ids):
+                raise UserError(f"{shown(path)}: {key}[{i}] has no {' and '.join(ids)} that are numbers: mend the file")
     return held
 
 
@@ -96,13 +103,16 @@ def _scenes(
     places = [file.parent, *(top / sub for top in (folder, folder / "images") for sub in subs)]
     out = []
     for image in held["images"]:
-        name = str(image["file_name"])
-        path = next((p / name for p in places if (p / name).is_file()), folder / name)
+        name = str(image.get("file_name"))
+        if os.path.isabs(name) or ".." in Path(name).parts or not name.isprintable():
+            counted.add("pictures left out whose name leaves the folder", name)
+            continue
+        path = next((p / name for p in places if os.path.isfile(p / name)), folder / name)
         size = size_of(path, counted, name)
         if size is None:
             continue
         said = by_image[image["id"]]
-        boxes, kept = clean(np.array([_corners(a) for a in said], np.float32), size, name, counted)
+        boxes, kept = clean(np.array([_corners(a) for a in said]), size, name, counted)
         said = [a for a, k in zip(said, kept) if k]
         out.append(Scene(name, path, size, boxes, np.array([numbers[a["category_id"]] for a in said], np.int64),
                          np.array([bool(a.get("iscrowd")) for a in said], bool)))  # fmt: skip
@@ -112,6 +122,6 @@ def _scenes(
 def _corners(annotation: dict[str, Any]) -> list[float]:
     try:
         x, y, w, h = map(float, annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return [float("nan")] * 4
     return [x, y, x + w, y + h]

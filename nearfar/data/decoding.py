@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,13 @@ from nearfar.data import pixels as stores
 from nearfar.data.cache import Cache
 from nearfar.data.index import Index
 from nearfar.data.layout import Files, Layout, check, decode_each, layout_of, look, unchecked
-from nearfar.data.pictures import decode, quiet, rule
+from nearfar.data.pictures import quiet, rule
 from nearfar.data.pixels import Pixels
-from nearfar.data.source import shown
-from nearfar.data.workers import DIGEST, Failed, attempt, digest, each, still, streamed
+from nearfar.data.workers import Failed, attempt, decode_at, digest, each, still, streamed
 from nearfar.errors import one_line
 
 IN_MEMORY = 4 * 2**30  # bytes of pixels that are held where there is no cache
+_ROWS = 256  # rows that are checked at once
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,16 @@ class Decoded:
     shape: tuple[int, int, int]
     reader: Callable[[np.ndarray], np.ndarray]
     starter: Callable | None = None
+    hashes: np.ndarray | None = None  # (N,) uint64, where they are known
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Rows of another set's pixels that files of this one have, too."""
+
+    store: Pixels
+    places: np.ndarray  # (n,) of the files among those that are good
+    rows: np.ndarray  # (n,)
 
 
 def decoded(files: Files, cache: Cache | None, in_memory: int = IN_MEMORY) -> Decoded:
@@ -42,13 +51,12 @@ def decoded(files: Files, cache: Cache | None, in_memory: int = IN_MEMORY) -> De
     with quiet():
         if cache is None:
             return _uncached(files, in_memory)
-        key = blake2b(os.fsencode(os.path.realpath(files.folder)), digest_size=16).hexdigest()
-        waiting = f"{shown(files.folder)}: another process is decoding it: waiting for it"
+        waiting = f"{files.where}: another process is decoding it: waiting for it"
         try:
-            found = _opened(files, cache, key)
+            found = _opened(files, cache, files.key)
             if found is None:
-                with cache.turn(key, lambda: files.say(waiting)):
-                    found = _opened(files, cache, key) or _made(files, cache, key)
+                with cache.turn(files.key, lambda: files.say(waiting)):
+                    found = _opened(files, cache, files.key) or _made(files, cache, files.key)
             return found
         except OSError as error:  # of the cache: what goes wrong with an image is a Failed
             return _uncached(files, in_memory, (cache, error))
@@ -82,7 +90,7 @@ def _made(files: Files, cache: Cache, key: str) -> Decoded:
         old = _rows_elsewhere(files, cache, index, layout)
         store = _stored(files, cache, layout, index)
         if store is None:
-            for rows in (old, {}):
+            for rows in (old, []):
                 try:
                     store = _write(files, cache, key, index, layout, rows)
                     break
@@ -110,7 +118,7 @@ def _uncached(files: Files, in_memory: int, trouble: tuple[Cache, OSError] | Non
         return _stream(files, index, layout)
     held, kept = np.empty((len(layout.good), *layout.shape), np.uint8), []  # (G, H, W, C)
     failed = index.failed.setdefault(layout.rule, {})
-    for i, _, pixels in decode_each(files, layout, layout.good.tolist()):
+    for i, _, pixels in decode_each(files, layout, layout.good):
         if isinstance(pixels, Failed):
             failed[i] = pixels.why
         else:
@@ -132,7 +140,7 @@ def _remembered(files: Files, cache: Cache, key: str) -> Index | None:
 
 def _known(files: Files, before: Index | None) -> Index:
     """The files as they are, with what was known of those that have not changed since."""
-    index = indices.survey(files.folder, files.names)
+    index = files.survey()
     if before is not None:
         indices.carry(before, index)
     return index
@@ -141,58 +149,66 @@ def _known(files: Files, before: Index | None) -> Index:
 def _stream(files: Files, index: Index, layout: Layout, cache: Cache | None = None) -> Decoded:
     """Decode on demand, by workers that are asked ahead of time."""
     if cache and cache.largest:
-        files.say(f"{shown(files.folder)}: {len(layout.good):,} images of {'×'.join(map(str, layout.shape))} take "
+        files.say(f"{files.where}: {len(layout.good):,} images of {'×'.join(map(str, layout.shape))} take "
                   f"{caches.text(layout.bytes)}, more than the cache's {caches.text(cache.largest)}: they are decoded "
                   f"as they are read; raise NEARFAR_CACHE_GB or pass a smaller --image-size")  # fmt: skip
     failed = index.failed.get(layout.rule, {})
-    kept = np.array([i for i in layout.good.tolist() if i not in failed], np.int64)
-    start = streamed(lambda row: files.path(kept[row]), layout.shape, layout.size)
-    return Decoded(kept, index.reasons | failed, layout.shape, lambda rows: start(rows).result(), start)
+    kept = np.setdiff1d(layout.good, np.fromiter(failed, np.int64, len(failed)))
+    start = streamed(lambda row: files.place(kept[row]), layout.shape, layout.size)
+    hashes = index.hashes[layout.rule][kept]
+    return Decoded(kept, index.reasons | failed, layout.shape, lambda rows: start(rows).result(), start, hashes)
 
 
-def _rows_elsewhere(files: Files, cache: Cache, index: Index, layout: Layout) -> dict[bytes, tuple[Pixels, int]]:
-    """Rows that other sets, or this one before it changed, have of these files' content: digest -> where it lies."""
+def _rows_elsewhere(files: Files, cache: Cache, index: Index, layout: Layout) -> list[Copies]:
+    """Rows that other sets, or this one before it changed, have of these files' content."""
     alike = []
     for path in cache.folder.glob("*.pixels"):
         with suppress(OSError, stores.Damaged):
             if stores.head(path)["rule"] == layout.rule:
                 alike.append(path)
     if not alike:
-        return {}  # the digests come with decoding
-    unknown = index.undigested(layout.good).tolist()
-    for i, sha in zip(unknown, each(digest, map(files.path, unknown))):
+        return []  # the digests come with decoding
+    unknown = index.undigested(layout.good)
+    for i, sha in zip(unknown, each(digest, map(files.place, unknown))):
         if not isinstance(sha, Failed):
             index.digests[i] = np.frombuffer(sha, np.uint8)
-    if cache.path(stores.key(layout.rule, index.digests[layout.good]), "pixels") in alike:
-        return {}  # the whole of it is there
-    wanted, rows = {index.digests[i].tobytes() for i in layout.good} - {bytes(DIGEST)}, {}
+    digests = index.digests[layout.good]  # (G, 16)
+    if cache.path(stores.key(layout.rule, digests), "pixels") in alike:
+        return []  # the whole of it is there
+    wanted, found = np.flatnonzero(digests.any(1)), []
     for path in alike:
         with suppress(OSError, stores.Damaged):
-            store = stores.load(path)
-            places = store.files() if store else []
-            found = {store.digests[place].tobytes(): (store, row) for row, place in enumerate(places)}
-            rows |= {sha: found[sha] for sha in wanted & found.keys()}
-            wanted -= found.keys()
-    return rows
+            if store := stores.load(path):
+                rows = stores.rows_of(store.digests[store.files()], digests[wanted])
+                found.append(Copies(store, wanted[rows >= 0], rows[rows >= 0]))
+                wanted = wanted[rows < 0]
+    return [copies for copies in found if len(copies.places)]
 
 
-def _write(
-    files: Files, cache: Cache, key: str, index: Index, layout: Layout, old: dict[bytes, tuple[Pixels, int]]
-) -> Pixels:
+def _sound(old: list[Copies], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of which set each of n files has a sound row (-1: of none), and which row. (n,), (n,)"""
+    which, row = np.full(n, -1, np.int32), np.zeros(n, np.int64)
+    for number, copies in enumerate(old):
+        for at in range(0, len(copies.rows), _ROWS):
+            places, rows = copies.places[at : at + _ROWS], copies.rows[at : at + _ROWS]
+            good = np.setdiff1d(np.arange(len(rows)), copies.store.take(rows)[1])
+            which[places[good]], row[places[good]] = number, rows[good]
+    return which, row
+
+
+def _write(files: Files, cache: Cache, key: str, index: Index, layout: Layout, old: list[Copies]) -> Pixels:
     """Decode what no other set has into a file of the cache, chunk by chunk, so that memory stays flat."""
-    good = layout.good.tolist()
-    copies = {i: old[sha] for i in good if (sha := index.digests[i].tobytes()) in old}
-    copies = {i: at for i, at in copies.items() if not at[0].take(np.array([at[1]]))[1]}  # the sound ones
+    good = layout.good
+    which, row = _sound(old, len(good))
     reasons: dict[int, str] = {}
     with cache.side(key, stores.size(len(good), layout.shape)) as side:
         writer = stores.Writer(side.file, layout.shape)
-        with closing(decode_each(files, layout, [i for i in good if i not in copies])) as news:
-            for place, i in enumerate(good):
-                if i in copies:
-                    store, row = copies[i]
-                    writer.add(store.rows[row])
+        with closing(decode_each(files, layout, good[which < 0])) as news:
+            for place, number in enumerate(which):
+                if number >= 0:
+                    writer.add(old[number].store.rows[row[place]])
                     continue
-                _, sha, pixels = next(news)
+                i, sha, pixels = next(news)
                 index.digests[i] = np.frombuffer(sha, np.uint8)
                 if isinstance(pixels, Failed):
                     reasons[place] = pixels.why
@@ -201,7 +217,7 @@ def _write(
                 else:
                     writer.add(pixels)
         if len(reasons) == len(good):
-            files.refuse(index.reasons | {good[place]: why for place, why in reasons.items()})
+            files.refuse(index.reasons | {int(good[place]): why for place, why in reasons.items()})
         digests = index.digests[good]  # (G, 16)
         writer.finish(layout.rule, digests, reasons)
         path = cache.path(stores.key(layout.rule, digests), "pixels")
@@ -239,14 +255,14 @@ def _from_store(files: Files, index: Index, layout: Layout, store: Pixels) -> De
             told.append(_say_damaged(files, store.path, "a row is not as it was written"))
             store.remove()
         for place in damaged:
-            path = files.path(kept[rows[place]])
+            lost = files.place(kept[rows[place]])
             with quiet():
-                pixels = attempt(decode, path, layout.shape[2], layout.size)
-            out[place] = still(path, pixels, layout.shape)
+                pixels = attempt(decode_at, lost, layout.shape[2], layout.size)
+            out[place] = still(lost, pixels, layout.shape)
         return out
 
     bad = index.reasons | {int(layout.good[place]): why for place, why in store.reasons.items()}
-    return Decoded(kept, bad, layout.shape, read)
+    return Decoded(kept, bad, layout.shape, read, hashes=store.hashes)
 
 
 def _supersede(cache: Cache, index: Index, layout: Layout, store: Pixels) -> None:
@@ -259,12 +275,12 @@ def _supersede(cache: Cache, index: Index, layout: Layout, store: Pixels) -> Non
 
 
 def _say_damaged(files: Files, path: Path, why: object, doing: str = "decoding") -> None:
-    files.say(f"{path}: {why}: {doing} {shown(files.folder)} anew")
+    files.say(f"{path}: {why}: {doing} {files.where} anew")
 
 
 def _tell(files: Files, layout: Layout, fits: bool, cache: Cache, error: OSError) -> None:
     """Why there is no cache, and what is done instead."""
     why = str(error) if isinstance(error, caches.Short) else f"{cache.folder}: {error.strerror or one_line(error)}"
-    files.say(f"{shown(files.folder)}: decoded it takes {caches.text(layout.bytes)} and cannot be cached: {why}; it is "
+    files.say(f"{files.where}: decoded it takes {caches.text(layout.bytes)} and cannot be cached: {why}; it is "
               f"{'kept in memory' if fits else 'decoded as it is read'}: free some space or set NEARFAR_CACHE to "
               f"another folder")  # fmt: skip

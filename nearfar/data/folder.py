@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from nearfar.data import cache
-from nearfar.data.decoding import IN_MEMORY, Files, decoded
-from nearfar.data.source import Skipped, Source, Splits, aligned, encode_labels, shown
+from nearfar.data.decoding import IN_MEMORY, Decoded, Files, decoded
+from nearfar.data.index import Index, survey
+from nearfar.data.names import Names, Picked, coded
+from nearfar.data.source import Skipped, Source, Splits, aligned, shown
+from nearfar.data.workers import Place
 from nearfar.errors import UserError, one_line
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
@@ -87,37 +93,63 @@ def _one(folder: Path, given: Options, only: list[str] | None = None) -> Source:
         raise UserError(
             f"{shown(folder)}: image files have 1 or 3 channels, the run wants {given.channels}: give an .npz"
         )
-    names = list(_walk(folder)) if only is None else only
-    if not names:
+    names = Names.of(_walk(folder) if only is None else only)
+    if not len(names):
         empty = not any(folder.iterdir())
         raise UserError(f"{shown(folder)} is empty: give a folder of images" if empty else
                         f"{shown(folder)} holds no images ({' '.join(sorted(SUFFIXES))})")  # fmt: skip
+    key = key_of(os.path.realpath(folder))
+    held, kept, skipped = decoded_by(
+        given, shown(folder), key, names, lambda: survey(folder, names), lambda i: folder / names[i])
+    labels, classes = None, None
+    if only is None:
+        labels, classes = _labels(names, held.kept)
+    return Source(shown(folder), held.shape, held.reader, kept, labels, classes, skipped=skipped,
+                  starter=held.starter, hashes=held.hashes)  # fmt: skip
 
-    def refuse(bad: dict[int, str]) -> None:
-        _fail_if_too_many(folder, {names[i]: why for i, why in bad.items()}, len(names), given.max_bad)
+
+def _labels(names: Names, kept: np.ndarray) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """The subfolder each image lies in; none where some lie in none. -> (n,) int64, the subfolders' names"""
+    parts = (name.partition(os.sep) for name in names)
+    codes, kinds = coded((shown(first) if sep else "" for first, sep, _ in parts), len(names))
+    used, labels = np.unique(codes[kept], return_inverse=True)
+    classes = tuple(kinds[i] for i in used)
+    return (None, None) if "" in classes else (labels, classes)
+
+
+def key_of(*what: str) -> str:
+    """The name in the cache of what is known of a folder, or of something else."""
+    return hashlib.blake2b(os.fsencode("\0".join(what)), digest_size=16).hexdigest()
+
+
+def decoded_by(
+    given: Options, where: str, key: str, names: Sequence[str], look: Callable[[], Index],
+    place: Callable[[int], Place], bad: Sequence[Skipped] = (),
+) -> tuple[Decoded, Sequence[str], tuple[Skipped, ...]]:  # fmt: skip
+    """Image files, wherever they lie, decoded by the options; the names of those that can be read, and the others.
+
+    ``bad`` are known to be so, and are no files of these; all together may not be more than ``max_bad``.
+    """
+
+    def refuse(found: dict[int, str]) -> None:
+        every = {s.name: s.reason for s in bad} | {names[i]: why for i, why in found.items()}
+        _fail_if_too_many(where, every, len(names) + len(bad), given.max_bad)
 
     memory = IN_MEMORY if given.cache_gb is None else min(IN_MEMORY, given.cache_gb * 2**30)
-    files = Files(folder, names, given.image_size, given.channels, given.progress, given.say, refuse)
+    files = Files(where, key, names, look, place, given.image_size, given.channels, given.progress, given.say, refuse)
     held = decoded(files, cache.find(given.cache_gb), memory)
     refuse(held.bad)
-    kept = [names[i] for i in held.kept]
     skipped = tuple(Skipped(shown(names[i]), held.bad[i]) for i in sorted(held.bad))
-    labels, classes = None, None
-    if only is None and all(os.sep in f for f in kept):
-        labels, classes = encode_labels([shown(f.split(os.sep)[0]) for f in kept], len(kept), shown(folder))
-    return Source(
-        shown(folder), held.shape, held.reader, [shown(f) for f in kept], labels, classes, skipped=skipped,
-        starter=held.starter,
-    )  # fmt: skip
+    return held, Picked(names, held.kept, shown), (*bad, *skipped)
 
 
-def _fail_if_too_many(folder: Path, bad: dict[str, str], n: int, max_bad: float) -> None:
+def _fail_if_too_many(where: str, bad: dict[str, str], n: int, max_bad: float) -> None:
     if not bad or (len(bad) < n and len(bad) <= max_bad * n):
         return
     name, why = min(bad.items())
     if len(bad) == n:
-        raise UserError(f"{shown(folder)}: none of {n} images can be read, the first {shown(name)}: {why}")
+        raise UserError(f"{where}: none of {n} images can be read, the first {shown(name)}: {why}")
     raise UserError(
-        f"{shown(folder)}: {len(bad)} of {n} images cannot be read ({100 * len(bad) / n:.3g}% > {100 * max_bad:.3g}%), "
+        f"{where}: {len(bad)} of {n} images cannot be read ({100 * len(bad) / n:.3g}% > {100 * max_bad:.3g}%), "
         f"the first {shown(name)}: {why}; remove them or pass --max-bad {math.ceil(100 * len(bad) / n) / 100:g}"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nearfar.data.arrays import from_array
+from nearfar.data.limits import check_unpacked
 from nearfar.data.source import Source, Splits, aligned, shown
 from nearfar.errors import UserError, one_line
 
@@ -49,13 +50,15 @@ def read_idx(path: Path) -> np.ndarray:
             shape = tuple(int(v) for v in np.frombuffer(sizes, ">u4"))
             kind = np.dtype(_TYPES[head[2]])
             want = math.prod(shape) * kind.itemsize
+            if zipped and want <= most:
+                check_unpacked(want, path.stat().st_size, shown(path))
             raw = file.read(min(want, most) + 1)  # never more than is promised, nor than can be there
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{shown(path)} cannot be read: {one_line(error)}: fetch it again") from None
     if want != len(raw):
         have = "more" if len(raw) > want else len(raw)
         raise UserError(f"{shown(path)} is damaged: {have} bytes of data where {shape} needs {want}: fetch it again")
-    return np.frombuffer(raw, kind).reshape(shape).astype(kind.newbyteorder("="))
+    return np.frombuffer(raw, kind).reshape(shape).astype(kind.newbyteorder("="), copy=False)
 
 
 def _sibling(path: Path, *changes: tuple[str, str]) -> Path | None:

@@ -8,12 +8,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from nearfar.data import flat
+from nearfar.data.names import Names, paired
 from nearfar.data.pixels import Damaged
 from nearfar.data.workers import DIGEST
 
@@ -32,6 +33,7 @@ class Index:
     digests: np.ndarray  # (F, DIGEST) uint8 of the content; zeros: not known
     reasons: dict[int, str] = field(default_factory=dict)  # why a header cannot be read
     checked: dict[str, np.ndarray] = field(default_factory=dict)  # rule -> (F,) bool: has been decoded by it
+    hashes: dict[str, np.ndarray] = field(default_factory=dict)  # rule -> (F,) uint64 of its pixels, where checked
     failed: dict[str, dict[int, str]] = field(default_factory=dict)  # rule -> why a file cannot be decoded
     stores: dict[str, str] = field(default_factory=dict)  # rule -> the file of its pixels
 
@@ -55,53 +57,70 @@ def survey(folder: Path, names: Sequence[str]) -> Index:
     root = os.path.join(folder, "")
     for i, name in enumerate(names):
         with suppress(OSError):  # whoever opens it will say why
-            about = os.stat(root + name)
-            stamps[i] = about.st_size, about.st_mtime_ns, about.st_ctime_ns
+            stamps[i] = stamp_of(os.stat(root + name))
+    return unlooked(names, stamps)
+
+
+def stamp_of(about: os.stat_result) -> tuple[int, int, int]:
+    """What shows that a file has not changed: bytes, when its content and when anything of it changed."""
+    return about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def unlooked(names: Sequence[str], stamps: np.ndarray) -> Index:
+    """Of these files nothing is known yet; the stamp of one that has just changed is not to be trusted."""
     stamps[stamps[:, _CHANGED] > time.time_ns() - _RECENT] = -1
     n = len(names)
     return Index(names, stamps, np.full((n, 3), -1, np.int32), np.zeros((n, DIGEST), np.uint8))
 
 
 def carry(old: Index, new: Index) -> None:
-    """Take over what was known of files whose stamps are as they were."""
-    if old.names == new.names:
-        mine = theirs = np.arange(len(new.names))
-    else:
-        places = {name: i for i, name in enumerate(old.names)}
-        pairs = [(i, places[name]) for i, name in enumerate(new.names) if name in places]
-        mine, theirs = np.array(pairs, np.int64).reshape(-1, 2).T
+    """Take over what was known of files whose stamps are as they were; all of it as it lies, where none has changed."""
+    new.stores = dict(old.stores)
+    if old.names == new.names and np.array_equal(old.stamps, new.stamps) and (new.stamps[:, 0] >= 0).all():
+        new.heads, new.digests = old.heads, old.digests
+        new.reasons, new.checked, new.hashes, new.failed = old.reasons, old.checked, old.hashes, old.failed
+        return
+    theirs, mine = paired(old.names, new.names)
     same = (new.stamps[mine] == old.stamps[theirs]).all(1) & (new.stamps[mine, 0] >= 0)
     mine, theirs = mine[same], theirs[same]
     new.heads[mine], new.digests[mine] = old.heads[theirs], old.digests[theirs]
-    to = dict(zip(theirs.tolist(), mine.tolist()))
-    new.stores = dict(old.stores)
-    new.reasons = {to[i]: why for i, why in old.reasons.items() if i in to}
+    to = np.full(len(old.names), -1, np.int64)  # (F of old,)
+    to[theirs] = mine
+    new.reasons = _moved(old.reasons, to)
     for rule, done in old.checked.items():
         new.checked[rule] = np.zeros(len(new.names), bool)
         new.checked[rule][mine] = done[theirs]
-        new.failed[rule] = {to[i]: why for i, why in old.failed.get(rule, {}).items() if i in to}
+        new.hashes[rule] = np.zeros(len(new.names), np.uint64)
+        new.hashes[rule][mine] = old.hashes[rule][theirs]
+        new.failed[rule] = _moved(old.failed.get(rule, {}), to)
+
+
+def _moved(reasons: dict[int, str], to: np.ndarray) -> dict[int, str]:
+    return {int(to[i]): why for i, why in reasons.items() if to[i] >= 0}
 
 
 def load(path: Path, made_by: str) -> Index | None:
-    """What an earlier opening wrote; None where there is nothing, or by other decoders. Raises ``Damaged``."""
+    """What an earlier opening wrote, mapped; None where there is nothing, or by other decoders. Raises ``Damaged``."""
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        with np.load(BytesIO(content), allow_pickle=False) as held:
-            parts = {key: held[key] for key in held.files}
+        parts = flat.load(path)
         about = json.loads(parts["about"].tobytes())
-        names = parts["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
         if about["made_by"] != made_by:
             return None
-        kept = {rule: dict(rows) for rule, rows in about["failed"]}
-        checked = {rule: parts[f"checked{i}"] for i, rule in enumerate(kept)}
-        tables = (parts[key] for key in ("stamps", "heads", "digests"))
-        index = Index(names, *tables, dict(about["reasons"]), checked, kept, about["stores"])
+        rules = [rule for rule, _ in about["failed"]]
+        return Index(
+            Names(parts["names"]), parts["stamps"], parts["heads"], parts["digests"], dict(about["reasons"]),
+            {rule: parts[f"checked{i}"] for i, rule in enumerate(rules)},
+            {rule: parts[f"hashes{i}"] for i, rule in enumerate(rules)},
+            {rule: dict(rows) for rule, rows in about["failed"]}, about["stores"],
+        )  # fmt: skip
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise Damaged("it is not as it was written") from error
     except Exception as error:  # whatever a damaged file makes zip, NumPy and JSON raise
         raise Damaged("it is not as it was written") from error
-    return index
 
 
 def write(index: Index, file: BinaryIO, made_by: str) -> None:
@@ -113,10 +132,10 @@ def write(index: Index, file: BinaryIO, made_by: str) -> None:
         "reasons": list(index.reasons.items()),
         "failed": [(rule, list(index.failed.get(rule, {}).items())) for rule in rules],
     }
-    names = "\0".join(index.names).encode("utf-8", "surrogateescape")
-    np.savez(
-        file, names=np.frombuffer(names, np.uint8), stamps=index.stamps, heads=index.heads, digests=index.digests,
-        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+    names = index.names if isinstance(index.names, Names) else Names.of(index.names)
+    flat.write(file, {
+        "names": names.content, "stamps": index.stamps, "heads": index.heads, "digests": index.digests,
+        "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
         **{f"checked{i}": index.checked[rule] for i, rule in enumerate(rules)},
-    )  # fmt: skip
-    file.truncate(file.tell())
+        **{f"hashes{i}": index.hashes[rule] for i, rule in enumerate(rules)},
+    })  # fmt: skip

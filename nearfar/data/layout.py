@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +14,27 @@ import numpy as np
 from nearfar.data import pixels as stores
 from nearfar.data.index import Index
 from nearfar.data.pictures import auto_shape, peek, rule
-from nearfar.data.workers import DIGEST, Failed, digest_and_decode, each
+from nearfar.data.source import item_hash
+from nearfar.data.workers import DIGEST, Failed, Place, digest_and_decode, each
 
 _AHEAD = 2**26  # bytes of pixels that may wait to be used
+_BEGINNING = 2**16  # bytes in which most formats say how large a picture is
 
 
 @dataclass(frozen=True)
 class Files:
-    """A folder that is to be read, and how."""
+    """Image files in a folder, or in other places, that are to be read, and how."""
 
-    folder: Path
-    names: list[str]
+    where: str  # what they are called
+    key: str  # 32 hexadecimal digits that name what is known of them
+    names: Sequence[str]
+    survey: Callable[[], Index]  # as they are now, with nothing known of them but their stamps
+    place: Callable[[int], Place]
     image_size: int
     channels: int
     progress: Callable[[int, int], None] | None
     say: Callable[[str], None]
     refuse: Callable[[dict[int, str]], None]  # raises where too many are bad
-
-    def path(self, i: int) -> Path:
-        return self.folder / self.names[i]
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,10 @@ class Layout:
 
 def look(files: Files, index: Index) -> Layout:
     """Read the headers that have not been read. -> what they decide"""
-    unseen = index.unseen.tolist()
-    for i, got in zip(unseen, each(peek, map(files.path, unseen))):
+    unseen = index.unseen
+    for i, got in zip(unseen, each(_peek, map(files.place, unseen))):
         if isinstance(got, Failed):
-            index.heads[i], index.reasons[i] = 0, got.why
+            index.heads[i], index.reasons[int(i)] = 0, got.why
             if not got.lasting:
                 index.distrust(i)
         else:
@@ -62,23 +66,32 @@ def look(files: Files, index: Index) -> Layout:
     return layout_of(files, index)
 
 
+def _peek(place: Place) -> tuple[tuple[int, int], bool]:
+    """Of what lies within another file only the beginning is read, where that is enough."""
+    if isinstance(place, Path):
+        return peek(place)
+    with suppress(Exception):  # it may be too short for this format
+        return peek(BytesIO(place.read(_BEGINNING)))
+    return peek(BytesIO(place.read()))
+
+
 def layout_of(files: Files, index: Index) -> Layout:
     files.refuse(index.reasons)
     good = np.flatnonzero(index.heads[:, 0] > 0)
     channels = files.channels or (1 if index.heads[good, 2].all() else 3)
-    size, (h, w) = auto_shape(list(map(tuple, index.heads[good, :2].tolist())), files.image_size)
+    size, (h, w) = auto_shape(index.heads[good, :2], files.image_size)
     square = size or (h if h == w else 0)  # kept as they are, square images are as if resized to their own size
     return Layout(good, (h, w, channels), size, f"{rule()} {h}x{w}x{channels} to {square}")
 
 
-def decode_each(files: Files, layout: Layout, todo: list[int]) -> Iterator[tuple[int, bytes, np.ndarray | Failed]]:
+def decode_each(files: Files, layout: Layout, todo: np.ndarray) -> Iterator[tuple[int, bytes, np.ndarray | Failed]]:
     """Decode files in parallel, in order. -> file, digest of its content (or none), pixels or why not"""
 
     def job(i: int) -> tuple[bytes, np.ndarray | Failed]:
-        return digest_and_decode(files.path(i), layout.shape[2], layout.size)
+        return digest_and_decode(files.place(i), layout.shape[2], layout.size)
 
     ahead = min(256, max(32, _AHEAD // math.prod(layout.shape)))
-    for done, (i, got) in enumerate(zip(todo, each(job, todo, ahead)), 1):
+    for done, (i, got) in enumerate(zip(map(int, todo), each(job, todo, ahead)), 1):
         sha, pixels = (bytes(DIGEST), got) if isinstance(got, Failed) else got
         if not isinstance(pixels, Failed) and pixels.shape != layout.shape:
             said = f"{pixels.shape[1]}×{pixels.shape[0]}"
@@ -96,9 +109,10 @@ def unchecked(index: Index, layout: Layout) -> np.ndarray:
 
 def check(files: Files, index: Index, layout: Layout) -> None:
     """Decode what has not been decoded yet, so that a bad image is known before training and not in the midst of it."""
-    todo = unchecked(index, layout).tolist()
-    checked = index.checked.pop(layout.rule, np.zeros(len(files.names), bool))
-    index.checked[layout.rule] = checked  # the last used is the last
+    todo, n = unchecked(index, layout), len(files.names)
+    checked = index.checked.pop(layout.rule, np.zeros(n, bool))
+    hashes = index.hashes.pop(layout.rule, np.zeros(n, np.uint64))
+    index.checked[layout.rule], index.hashes[layout.rule] = checked, hashes  # the last used is the last
     failed = index.failed.setdefault(layout.rule, {})
     for i, sha, pixels in decode_each(files, layout, todo):
         checked[i], index.digests[i] = True, np.frombuffer(sha, np.uint8)
@@ -106,3 +120,5 @@ def check(files: Files, index: Index, layout: Layout) -> None:
             failed[i] = pixels.why
             if not pixels.lasting:
                 index.distrust(i)
+        else:
+            hashes[i] = item_hash(pixels)

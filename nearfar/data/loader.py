@@ -10,10 +10,11 @@ from itertools import count, islice
 
 import numpy as np
 
-from nearfar.data.source import Pending, Source
+from nearfar.data.order import Order
+from nearfar.data.source import Pending, Source, by_class
 from nearfar.errors import UserError
 
-_BEGUN = 4  # batches that workers decode at once
+_BEGUN = 6  # batches of a source that is decoded as it is read that workers are at, or have ready
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Batch:
 class Loader:
     """Batches of a source in a shuffled order that is new each epoch; what is over at an epoch's end is left out.
 
+    The order is ``Order``'s: of all records, or of a few shards' at a time where a source lies in shards.
     Any step's batch can be asked for at any time, so going on after an interruption needs no state. With
     several processes each takes its contiguous share of the same global batch of ``batch_size``.
 
@@ -57,9 +59,9 @@ class Loader:
         self.rank, self.world = rank, world
         self.steps_per_epoch = len(source) // batch_size
         self._workers = workers
-        self._classes = _by_class(source, batch_size) if per_class else []
+        self._classes = _balanced_classes(source, batch_size) if per_class else []
         self._per_class = per_class
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._order = Order(len(source), seed, source.blocks)
 
     def indices(self, step: int) -> np.ndarray:
         """The records of this process's part of a step. (B / world,)"""
@@ -67,12 +69,8 @@ class Loader:
         if self._classes:
             return self._balanced(step)[self.rank * mine : (self.rank + 1) * mine]
         epoch, at = divmod(step, self.steps_per_epoch)
-        held, order = self._order  # one read, as the thread that reads ahead may be in another epoch
-        if held != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
-            self._order = (epoch, order)
         start = at * self.batch_size + self.rank * mine
-        return order[start : start + mine].copy()
+        return self._order.at(epoch, start, start + mine)
 
     def _balanced(self, step: int) -> np.ndarray:
         """P classes with batch / P images each, a class smaller than that with some twice. (B,)"""
@@ -117,14 +115,13 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
 
-def _by_class(source: Source, batch_size: int) -> list[np.ndarray]:
+def _balanced_classes(source: Source, batch_size: int) -> list[np.ndarray]:
     """The records of each class there is, for batches of P classes with K images each."""
     if source.labels is None:
         raise UserError("batches of P classes with K images each need labels: this source has none")
     if batch_size < 4:
         raise UserError(f"batch {batch_size} has no room for two classes with two images each: pass --batch 4 or more")
-    order = np.argsort(source.labels, kind="stable")  # (N,)
-    kinds = np.split(order, np.flatnonzero(np.diff(source.labels[order])) + 1)
+    kinds = by_class(source.labels)
     if len(kinds) < 2:
         raise UserError("batches of P classes need at least two; all labels are the same")
     return kinds

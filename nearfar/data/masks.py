@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from nearfar.data.pictures import quiet
+from nearfar.data.pictures import opened, quiet, reason
 from nearfar.data.scenes import IGNORE, Counted, Scene, Scenes, finished, listed_parts, part_of, size_of
 from nearfar.data.source import shown
 from nearfar.errors import UserError
@@ -42,12 +42,12 @@ def from_masks(folder: Path, max_bad: float = 0.05) -> Scenes:
     scenes: dict[str, list[Scene]] = {"train": [], "test": []}
     for stem, path in stems.items():
         part = part_of(stem) if listed is None else "train" if stem in listed["train"] else "test"
-        mask = next((masks / f"{stem}{s}" for s in _SUFFIXES if (masks / f"{stem}{s}").is_file()), None)
+        mask = next((p for s in _SUFFIXES if os.path.isfile(p := masks / f"{stem}{s}")), None)
         if mask is None:
             counted.add("pictures left out that have no mask", stem)
             continue
         size = size_of(path, counted, stem)
-        if size is not None and part in scenes:
+        if size is not None and size_of(mask, counted, mask.name) is not None and part in scenes:
             scenes[part].append(Scene(stem, path, size, mask=mask))
     instances, most = _kind([s.mask for s in scenes["train"][:_LOOKED]])
     names = _names(folder, 2 if instances else max(2, most + 1))
@@ -60,11 +60,14 @@ def _kind(masks: list[Path]) -> tuple[bool, int]:
     """Whether masks number objects, and the highest class that they hold."""
     most, sixteen = 1, False
     for path in masks:
-        with quiet(), Image.open(path) as file:
-            if file.mode in ("RGB", "RGBA", "CMYK"):
-                raise UserError(f"{shown(path)} is a mask in colours: give one class a pixel, grey or with a palette")
-            sixteen |= file.mode.startswith("I")
-            held = np.unique(np.asarray(file))
+        try:
+            with quiet(), opened(path) as file:
+                mode, held = file.mode, np.unique(np.asarray(file))
+        except Exception as error:  # Pillow's decoders raise all kinds
+            raise UserError(f"{shown(path)} cannot be read: {reason(error)}: mend it or take it out") from None
+        if mode in ("RGB", "RGBA", "CMYK"):
+            raise UserError(f"{shown(path)} is a mask in colours: give one class a pixel, grey or with a palette")
+        sixteen |= mode.startswith("I")
         held = held[held != IGNORE]
         most = max(most, int(held.max(initial=0)))
     return sixteen, most
@@ -73,7 +76,8 @@ def _kind(masks: list[Path]) -> tuple[bool, int]:
 def _names(folder: Path, count: int) -> tuple[str, ...]:
     path = folder / "classes.txt"
     if path.is_file():
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
         if len(names) < count:
             raise UserError(f"{shown(path)} names {len(names)} classes, the masks hold {count}: one a line")
         return tuple(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -12,13 +13,16 @@ import numpy as np
 from PIL import Image
 
 from nearfar.data.arrays import from_array
+from nearfar.data.folder import Options
 from nearfar.data.pictures import AUTO, GREY, auto_shape, cover_array, quiet, reason, to_pixels
+from nearfar.data.rows import from_table
 from nearfar.data.source import Source, Splits, aligned, shown
 from nearfar.errors import UserError, nearest, one_line, require
 
 _BY_SPLIT = {"SVHN", "STL10", "EMNIST", "GTSRB", "Food101", "DTD", "Flowers102", "FGVCAircraft", "PCAM",
              "RenderedSST2", "Country211", "StanfordCars"}  # fmt: skip
 _TESTS = ("test", "validation", "valid", "val")
+_HELD = 2 * 2**30  # bytes of pixels, in RGB, up to which a Hugging Face table is decoded into memory
 
 
 def digits(image_size: int = 0) -> Splits:
@@ -125,8 +129,11 @@ def _from_pairs(held: Any, where: str, image_size: int, like: Source | None) -> 
     return from_array(images, [int(v) for v in labels], where=where, classes=list(classes) if classes else None)
 
 
-def from_hugging_face(name: str, image_size: int = 0) -> Splits:
-    """A data set of the hub (``NAME`` or ``NAME@CONFIG``), or a local folder of one."""
+def from_hugging_face(name: str, given: Options) -> Splits:
+    """A data set of the hub (``NAME`` or ``NAME@CONFIG``), or a local folder of one.
+
+    Up to 2 GiB of pixels are decoded into memory; a larger part's rows stay in its mapped Arrow files.
+    """
     datasets = require("datasets", "hf", f"source hf:{shown(name)}")
     where = f"hf:{shown(name)}"
     path, _, config = (name, "", "") if os.path.isdir(name) else name.partition("@")
@@ -143,16 +150,21 @@ def from_hugging_face(name: str, image_size: int = 0) -> Splits:
     label = next((k for k, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
     if image is None:
         raise UserError(f"{where} has no image column: its columns are {', '.join(features)}")
-    train = _from_rows(parts[first], image, label, where, image_size, None)
-    test = _from_rows(parts[second], image, label, where, image_size, train) if second else None
+    train = _from_rows(parts[first], image, label, where, given, None)
+    test = _from_rows(parts[second], image, label, where, given, train) if second else None
     return aligned(train, test, where)
 
 
-def _from_rows(part: Any, image: str, label: str | None, where: str, image_size: int, like: Source | None) -> Source:
+def _from_rows(part: Any, image: str, label: str | None, where: str, given: Options, like: Source | None) -> Source:
     """A Hugging Face table with an image column and, maybe, one of class labels."""
     if image not in part.features:
         raise UserError(f"{where}: a part has no column {image!r}: its columns are {', '.join(part.features)}")
-    images = _stack(_pictures(part, image), where, image_size, like)
+    if len(part) * 3 * (given.image_size or AUTO) ** 2 > _HELD:
+        if like is not None:
+            side = like.shape[0] if like.shape[0] == like.shape[1] else given.image_size
+            given = dataclasses.replace(given, image_size=side, channels=like.shape[2])
+        return from_table(part, image, label, where, given)
+    images = _stack(_pictures(part, image), where, given.image_size, like)
     if label is None or label not in part.features:
         return from_array(images, where=where)
     labels = np.array([-1 if v is None else v for v in part[label]], dtype=np.int64)  # (N,)

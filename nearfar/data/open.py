@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from nearfar.data import annotations, arrays, idx, named, patches
+from nearfar.data import annotations, arrays, idx, named, patches, shards
 from nearfar.data import folder as folders
 from nearfar.data.pictures import decode, quiet, reason
 from nearfar.data.source import Source, Splits, shown
 from nearfar.errors import UserError, nearest
 
-_KNOWN = "a folder of images, an .npy, .npz or IDX file, torchvision:NAME, hf:NAME or digits"
+_KNOWN = "a folder of images or of tar shards, an .npy, .npz or IDX file, torchvision:NAME, hf:NAME or digits"
 
 
 def open_source(
@@ -26,7 +26,8 @@ def open_source(
     """Open a source of images.
 
     Args:
-        spec: a folder, an .npy, .npz or IDX file, ``torchvision:NAME``, ``hf:NAME``, ``digits``; or an array
+        spec: a folder, tar shards (a folder of them, one, or ``s-{000..099}.tar``), an .npy, .npz or IDX file,
+            ``torchvision:NAME``, ``hf:NAME``, ``digits``; or an array
             (N, H, W) or (N, H, W, C), or ``(images, labels)``; or a ``Source`` or ``Splits``.
         image_size: pixels a side to resize to; 0 keeps arrays, and for folders takes the images' own size
             where all agree and none is over 96, else their median shorter side, at most 96.
@@ -54,13 +55,14 @@ def open_source(
     if not isinstance(spec, str | os.PathLike):
         return Splits(arrays.from_array(spec, image_size=image_size))
     text = os.fsdecode(spec)
+    given = folders.Options(image_size, channels, max_bad, progress, cache_gb, say)
     if text == "digits":
         return named.digits(image_size)
     library, _, name = text.partition(":")
     if library == "torchvision" and name:
         return named.from_torchvision(name, image_size)
     if library == "hf" and name:
-        return named.from_hugging_face(name, image_size)
+        return named.from_hugging_face(name, given)
     path = Path(text)
     if not text.strip():
         raise UserError(f"the source is empty: give {_KNOWN}")
@@ -68,12 +70,22 @@ def open_source(
         found = idx.find_images(path)
         if found:
             return idx.from_idx(found, image_size)
-        given = folders.Options(image_size, channels, max_bad, progress, cache_gb, say)
+        if shards.looks_sharded(path):
+            _no_patches(path, patch)
+            return shards.from_shards(text, given)
         return _from_folder(path, given, patch, long_side)
+    if shards.looks_like_shards(text):
+        _no_patches(path, patch)
+        return shards.from_shards(text, given)
     if os.path.isfile(path):
         return _from_file(path, image_size)
     near = "" if os.sep in text or path.suffix else nearest(text, ["digits", f"torchvision:{name}", f"hf:{name}"])
     raise UserError(f"{shown(text)}: no such file or folder{near if 'did you mean' in near else f': give {_KNOWN}'}")
+
+
+def _no_patches(path: Path, patch: int) -> None:
+    if patch:
+        raise UserError(f"{shown(path)}: patches are of a folder of pictures: leave --patch {patch} out")
 
 
 def _from_folder(path: Path, given: folders.Options, patch: int, long_side: int) -> Splits:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import math
+import os
 import re
+import stat
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,10 +20,15 @@ import numpy as np
 import PIL
 from PIL import Image, features
 
+from nearfar.data.limits import PIXELS
 from nearfar.errors import one_line
 
 GREY = {"1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 AUTO = 96  # largest side that is chosen unasked
+# told by content, whatever the name says; no others, of which Pillow hands some to programs (EPS to Ghostscript)
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_LARGE = 2**24  # pixels above which pictures are decoded one at a time, so that memory holds one
+_alone = threading.Lock()
 _TURN = Image.Transpose
 # EXIF orientation -> what sets the picture upright
 _UPRIGHT = {
@@ -68,19 +76,38 @@ def reason(error: BaseException) -> str:
     return "not an image" if text.startswith("cannot identify") else text
 
 
-def auto_shape(sizes: Sequence[tuple[int, int]], image_size: int) -> tuple[int, tuple[int, int]]:
+def auto_shape(sizes: Sequence[tuple[int, int]] | np.ndarray, image_size: int) -> tuple[int, tuple[int, int]]:
     """The side to resize to (0: none is needed) and the (H, W) of what comes out, from (width, height) of each."""
     if image_size:
         return image_size, (image_size, image_size)
-    if len(set(sizes)) == 1 and max(sizes[0]) <= AUTO:
-        return 0, sizes[0][::-1]
-    side = int(min(AUTO, np.median([min(s) for s in sizes])))
+    sizes = np.asarray(sizes)  # (N, 2)
+    if (sizes == sizes[0]).all() and sizes[0].max() <= AUTO:
+        return 0, (int(sizes[0, 1]), int(sizes[0, 0]))
+    side = int(min(AUTO, np.median(sizes.min(1))))
     return side, (side, side)
+
+
+@contextmanager
+def opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    """A picture of which the header has been read. Call within ``quiet``.
+
+    Raises whatever Pillow's readers do; ``ValueError`` where it is no file, or larger than ``limits.PIXELS``.
+    """
+    if isinstance(file, Path) and not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError("not a file")  # opening a pipe would wait for ever
+    try:
+        picture = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(f"it has more than {PIXELS:,} pixels") from None
+    with picture:
+        if math.prod(picture.size) > PIXELS:
+            raise ValueError(f"it has more than {PIXELS:,} pixels")
+        yield picture
 
 
 def peek(path: Path) -> tuple[tuple[int, int], bool]:
     """(width, height) upright and whether it is grey, from the header alone."""
-    with Image.open(path) as picture:
+    with opened(path) as picture:
         late = picture.format == "PNG" and not {"exif", "xmp", "XML:com.adobe.xmp"} & picture.info.keys()
         turned = not late and _orientation(picture) >= 5  # asking a PNG without EXIF would decode all of it
         return picture.size[::-1] if turned else picture.size, picture.mode in GREY
@@ -88,11 +115,12 @@ def peek(path: Path) -> tuple[tuple[int, int], bool]:
 
 def decode(file: Path | BinaryIO, channels: int, size: int) -> np.ndarray:
     """One image file; size 0 keeps its own. -> (h, w, channels) uint8. Call within ``quiet``."""
-    with Image.open(file) as opened:
+    with opened(file) as picture:
         if size:
-            opened.draft(None, (2 * size, 2 * size))  # JPEG: decode at a fraction where that is enough
-        opened.load()
-        return to_pixels(opened, channels, size)
+            picture.draft(None, (2 * size, 2 * size))  # JPEG: decode at a fraction where that is enough
+        with _alone if math.prod(picture.size) > _LARGE else nullcontext():
+            picture.load()
+            return to_pixels(picture, channels, size)
 
 
 def to_pixels(picture: Image.Image, channels: int, size: int) -> np.ndarray:
@@ -121,9 +149,10 @@ def _orientation(picture: Image.Image) -> int:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """16-bit grey by /257; floats as 0..1 where all lie there, else as 0..255."""
     if picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        if not np.isfinite(values).all():
+        values = np.asarray(picture)
+        if not np.isfinite(values).all():  # before the cast, at which NumPy warns of some NaN
             raise ValueError("holds NaN or infinite values")
+        values = values.astype(np.float64)
         scale = 255.0 if values.min() >= 0 and values.max() <= 1 else 1.0
     elif picture.mode.startswith("I"):
         values, scale = np.asarray(picture, dtype=np.float64), 1 / 257

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from nearfar.data.pictures import decode, peek, quiet, reason
+from nearfar.data.pictures import decode, opened, peek, quiet, reason
 from nearfar.data.source import shown
 from nearfar.errors import UserError
 
@@ -51,8 +51,13 @@ class Scenes:
 
     def mask(self, scene: Scene) -> np.ndarray:
         """The classes of a picture's pixels, 255 where none is said. -> (H, W) uint8"""
-        with quiet(), Image.open(scene.mask) as file:
-            held = np.asarray(file)
+        try:
+            with quiet(), opened(scene.mask) as file:
+                held = np.asarray(file)
+        except Exception as error:  # Pillow's decoders raise all kinds
+            raise UserError(f"{shown(scene.mask)} cannot be read: {reason(error)}: mend it or take it out") from None
+        if held.ndim != 2:
+            raise UserError(f"{shown(scene.mask)} is a mask in colours: give one class a pixel, grey or with a palette")
         if held.shape[:2] != scene.size[::-1]:
             raise UserError(f"{shown(scene.mask)} is {held.shape[1]}×{held.shape[0]}, its picture "
                             f"{scene.size[0]}×{scene.size[1]}: give masks of the pictures' sizes")  # fmt: skip
@@ -95,7 +100,8 @@ def clean(boxes: np.ndarray, size: tuple[int, int], name: str, counted: Counted)
 
     Cuts of more than a pixel are counted; so are boxes left out: not numbers, outside, or under a pixel wide or high.
     """
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is no number of a pixel
+        boxes = np.asarray(boxes).astype(np.float32).reshape(-1, 4)
     finite = np.isfinite(boxes).all(1)
     limit = np.array([*size, *size], np.float32)
     cut = np.clip(np.where(finite[:, None], boxes, 0), 0, limit)
@@ -159,7 +165,11 @@ def listed_parts(sets: Path) -> dict[str, list[str]] | None:
 
 def _names_in(path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    for name in names:
+        if not name.isprintable() or os.path.isabs(name) or ".." in name.split("/"):
+            raise UserError(f"{shown(path)} lists {shown(name)!r}, which names no picture of the folder: mend the list")
+    return names
 
 
 def finished(scenes: Scenes, counted: Counted, max_bad: float, total: int) -> Scenes:

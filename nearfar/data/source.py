@@ -11,7 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
+from nearfar.data.names import Picked
 from nearfar.errors import UserError
+
+MANY = 100_000  # images above which a fingerprint is of their hashes, so that they need not be read again
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Source:
 
     ``read(indices)`` gives (B, H, W, C), uint8, or float32 in the original units; ``low`` and ``high`` are the
     values that stand for 0 and 1. A source that is decoded as it is read has a ``starter`` too: it sets workers to
-    a batch and returns at once.
+    a batch and returns at once; one that lies in shards has ``blocks``, by which the loader keeps reading local.
     """
 
     spec: str
@@ -64,6 +67,8 @@ class Source:
     skipped: tuple[Skipped, ...] = ()
     hint: str | None = None  # the augmentation policy that suits it, where the source knows
     starter: Callable[[np.ndarray], Pending] | None = dataclasses.field(default=None, repr=False)
+    hashes: np.ndarray | None = dataclasses.field(default=None, repr=False)  # (N,) uint64: item_hashes, where known
+    blocks: np.ndarray | None = dataclasses.field(default=None, repr=False)  # (S + 1,) where shards begin, and N
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,33 +92,55 @@ class Source:
             spec=spec or self.spec,
             reader=lambda i: self.reader(index[i]),
             starter=None if self.starter is None else lambda i: self.starter(index[i]),
-            names=[self.names[int(i)] for i in index],
+            names=Picked(self.names, index),
             labels=None if self.labels is None else self.labels[index],
+            hashes=None if self.hashes is None else self.hashes[index],
+            blocks=_blocks_of(self.blocks, index),
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over content, names and labels; 16 hexadecimal digits. Read once a source, as it reads all images."""
+        """SHA-256 over content, names and labels; 16 hexadecimal digits. Taken once a source, as it reads all images.
+
+        Of more than 100,000 images ``item_hashes`` stand for the content, which sources that were decoded once know.
+        """
         return self._fingerprint
 
     @cached_property
     def item_hashes(self) -> np.ndarray:
-        """A 64-bit hash of every image's pixels, by which copies are known. (N,) uint64; read once a source, too"""
+        """A 64-bit hash of every image's pixels, by which copies are known. (N,) uint64; read at most once a source"""
+        if self.hashes is not None:
+            return self.hashes
         out = np.empty(len(self), np.uint64)
         for at in range(0, len(self), 512):
             for i, image in enumerate(self.read(np.arange(at, min(at + 512, len(self))))):
-                sha = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8)
-                out[at + i] = int.from_bytes(sha.digest(), "little")
+                out[at + i] = item_hash(image)
         return out
 
     @cached_property
     def _fingerprint(self) -> str:
         sha = hashlib.sha256(repr(self.shape).encode())
-        for at in range(0, len(self), 1024):
-            sha.update(np.ascontiguousarray(self.read(np.arange(at, min(at + 1024, len(self))))).tobytes())
-        sha.update("\0".join(map(str, self.names)).encode())
+        if len(self) > MANY:
+            sha.update(self.item_hashes.tobytes())
+        else:
+            for at in range(0, len(self), 1024):
+                sha.update(np.ascontiguousarray(self.read(np.arange(at, min(at + 1024, len(self))))).tobytes())
+        for i, name in enumerate(self.names):
+            sha.update(f"{chr(0) if i else ''}{name}".encode())
         if self.labels is not None:
             sha.update(self.labels.tobytes())
         return sha.hexdigest()[:16]
+
+
+def item_hash(image: np.ndarray) -> int:
+    """64 bits of the BLAKE2b of an image's values. (H, W, C)"""
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8).digest(), "little")
+
+
+def _blocks_of(blocks: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
+    """Where shards begin among some of their records; None where these are not in the order they lie in."""
+    if blocks is None or (np.diff(index) < 0).any():
+        return None
+    return np.unique(np.searchsorted(index, blocks))
 
 
 @dataclass(frozen=True)
@@ -205,6 +232,12 @@ def encode_labels(
     return codes.astype(np.int64), tuple(str(k) for k in kinds)
 
 
+def by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """The records of each class there is, in their order; classes in theirs. (N,) -> K index arrays"""
+    order = np.argsort(labels, kind="stable")  # (N,)
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
 def hold_out(source: Source, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split a source's indices, class by class, into training and test. -> two sorted index arrays
 
@@ -215,7 +248,7 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[np.ndarray, np.nd
         raise UserError(f"hold out {share}: give a share of at least 0 and below 1")
     rng = np.random.default_rng([seed, 0x5117])
     y = np.zeros(len(source), np.int64) if source.labels is None else source.labels
-    members = [rng.permutation(np.flatnonzero(y == label)) for label in np.unique(y)]
+    members = [rng.permutation(held) for held in by_class(y)]
     sizes = np.array([len(m) for m in members], dtype=np.int64)  # (K,)
     take = np.floor(share * sizes).astype(np.int64)
     left = round(share * len(source)) - int(take.sum())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
+import os
 from pathlib import Path
+from typing import NoReturn
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
 
 import numpy as np
 
+from nearfar.data import limits
 from nearfar.data.scenes import Counted, Scene, Scenes, clean, finished, listed_parts, part_of, size_of
 from nearfar.data.source import shown
 
@@ -44,32 +48,51 @@ def _scene(folder: Path, stem: str, counted: Counted) -> tuple[Scene, list[str]]
     """A picture's boxes with the names of their classes; None where picture or annotation is missing."""
     at = folder / "Annotations" / f"{stem}.xml"
     try:
-        root = ElementTree.parse(at).getroot()
+        root = tree(limits.bytes_of(at, limits.XML))
     except FileNotFoundError:
         counted.add("pictures left out that have no annotation", stem)
         return None
-    except ElementTree.ParseError:
+    except limits.TooLarge as error:
+        counted.add(f"pictures left out whose annotation is too large ({error})", stem)
+        return None
+    except (expat.ExpatError, ValueError, LookupError, OSError):  # no XML, or in no encoding that there is
         counted.add("pictures left out whose annotation is no XML", stem)
         return None
     name = Path(root.findtext("filename") or f"{stem}.jpg").name
     path = folder / "JPEGImages" / name
-    if not path.is_file():
+    if not os.path.isfile(path):  # which is False of a name too long, too
         path = next(iter(sorted((folder / "JPEGImages").glob(f"{_plain(stem)}.*"))), path)
     size = size_of(path, counted, stem)
     if size is None:
         return None
     objects = root.findall("object")
-    boxes, kept = clean(np.array([_corners(o) for o in objects], np.float32), size, stem, counted)
+    boxes, kept = clean(np.array([_corners(o) for o in objects]), size, stem, counted)
     names = [(o.findtext("name") or "?").strip() for o, k in zip(objects, kept) if k]
     hard = [(o.findtext("difficult") or "0").strip() == "1" for o, k in zip(objects, kept) if k]
     return Scene(stem, path, size, boxes, crowd=np.array(hard, bool)), names
+
+
+def tree(raw: bytes) -> Element:
+    """XML's root, of a document that declares no types: an entity that stands for a million others is never read.
+
+    Raises ``ExpatError`` where it is no XML, ``ValueError`` where it has a DOCTYPE or an encoding that there is not.
+    """
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, _refuse_doctype
+    parser.Parse(raw, True)
+    return builder.close()
+
+
+def _refuse_doctype(*about: object) -> NoReturn:
+    raise ValueError("it has a DOCTYPE")
 
 
 def _plain(stem: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in stem)
 
 
-def _corners(node: ElementTree.Element) -> list[float]:
+def _corners(node: Element) -> list[float]:
     try:
         x0, y0, x1, y1 = (float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
     except (TypeError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -11,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +24,38 @@ DIGEST = 16  # bytes of the BLAKE2b of a file's content
 _WHOLE = 2**26  # bytes up to which a file is read at once, so that what is hashed is what is decoded
 _LOCK = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
+
+
+class Content(Protocol):
+    """An image file that lies within another one; its text is its name."""
+
+    def read(self, most: int | None = None) -> bytes:
+        """The file, or no more than its first ``most`` bytes."""
+        ...
+
+
+Place = Path | Content
+
+
+class Extent(NamedTuple):
+    """Bytes of a file."""
+
+    path: str
+    at: int
+    size: int
+    name: str
+
+    def read(self, most: int | None = None) -> bytes:
+        size = self.size if most is None else min(self.size, most)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.at)
+            content = file.read(size)
+        if len(content) < size:
+            raise OSError(errno.EIO, f"{shown(self.path)} has become shorter")
+        return content
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Failed(NamedTuple):
@@ -80,44 +113,51 @@ def each(job: Callable, things: Iterable, ahead: int = 256) -> Iterator:
             left.cancel()
 
 
-def digest(path: Path) -> bytes:
+def digest(place: Place) -> bytes:
     """Of a file's content, read in pieces."""
-    with open(path, "rb") as file:
+    if not isinstance(place, Path):
+        return hashlib.blake2b(place.read(), digest_size=DIGEST).digest()
+    with open(place, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).digest()
 
 
-def digest_and_decode(path: Path, channels: int, size: int) -> tuple[bytes, np.ndarray | Failed]:
+def decode_at(place: Place, channels: int, size: int) -> np.ndarray:
+    """``decode`` of a file wherever it lies."""
+    return decode(place if isinstance(place, Path) else BytesIO(place.read()), channels, size)
+
+
+def digest_and_decode(place: Place, channels: int, size: int) -> tuple[bytes, np.ndarray | Failed]:
     """One reading of a file for both."""
-    if os.stat(path).st_size > _WHOLE:
-        return digest(path), attempt(decode, path, channels, size)
-    content = path.read_bytes()
+    if isinstance(place, Path) and os.stat(place).st_size > _WHOLE:
+        return digest(place), attempt(decode, place, channels, size)
+    content = place.read_bytes() if isinstance(place, Path) else place.read()
     sha = hashlib.blake2b(content, digest_size=DIGEST).digest()
     return sha, attempt(decode, BytesIO(content), channels, size)
 
 
-def still(path: Path, pixels: np.ndarray | Failed, shape: tuple[int, int, int]) -> np.ndarray:
+def still(place: Place, pixels: np.ndarray | Failed, shape: tuple[int, int, int]) -> np.ndarray:
     """Pixels of a file that could be decoded when its folder was opened, or one line that says why no longer."""
     if isinstance(pixels, Failed) or pixels.shape != shape:
         why = pixels.why if isinstance(pixels, Failed) else "its size has changed"
-        raise UserError(f"{shown(path)} cannot be read any more: {why}")
+        raise UserError(f"{shown(place)} cannot be read any more: {why}")
     return pixels
 
 
 class Decoding:
     """A batch on its way: decoders are at work on it, and ``result`` waits for them."""
 
-    def __init__(self, paths: list[Path], shape: tuple[int, int, int], size: int) -> None:
+    def __init__(self, places: list[Place], shape: tuple[int, int, int], size: int) -> None:
         self._hush = ExitStack()
         self._hush.enter_context(quiet())
-        self._paths, self._shape = paths, shape
-        self._jobs: list[Future | None] = [pool().submit(attempt, decode, p, shape[2], size) for p in paths]
+        self._places, self._shape = places, shape
+        self._jobs: list[Future | None] = [pool().submit(attempt, decode_at, p, shape[2], size) for p in places]
 
     def result(self) -> np.ndarray:
         """The pixels in the order asked for. (B, H, W, C) uint8"""
-        out = np.empty((len(self._paths), *self._shape), np.uint8)  # (B, H, W, C)
+        out = np.empty((len(self._places), *self._shape), np.uint8)  # (B, H, W, C)
         try:
             for i, job in enumerate(self._jobs):
-                out[i] = still(self._paths[i], job.result(), self._shape)
+                out[i] = still(self._places[i], job.result(), self._shape)
                 self._jobs[i] = None  # its pixels are held once
         finally:
             self.cancel()
@@ -132,6 +172,6 @@ class Decoding:
         self._hush.close()
 
 
-def streamed(path: Callable[[int], Path], shape: tuple[int, int, int], size: int) -> Callable[[np.ndarray], Decoding]:
+def streamed(place: Callable[[int], Place], shape: tuple[int, int, int], size: int) -> Callable[[np.ndarray], Decoding]:
     """A starter of batches that are decoded anew each time, for what is kept nowhere."""
-    return lambda index: Decoding([path(int(i)) for i in index], shape, size)
+    return lambda index: Decoding([place(int(i)) for i in index], shape, size)

@@ -54,7 +54,7 @@ class Evaluation:
         from rich.console import Console
         from rich.table import Table
 
-        console = console or Console(width=None)
+        console = console or Console(width=None, markup=False, emoji=False)
         titles = {self.protocol["title"]: self.cells, "among the test items, each ranked against the others": self.more}
         for title, cells in titles.items():
             if not cells:

@@ -19,9 +19,9 @@ def duplicates(folder: Folder) -> str:
     if "left out" in held:
         return f"<p>{escape(str(held['left out']))}.</p>"
     share, within = held["share"], held["within training"]
-    said = (f"<p>{held['count']} of {held['of']:,} test images are near-duplicates of training images, {share['value']:.2%} "
-            f"({share['low']:.2%} to {share['high']:.2%}), and {held['exact']} more are exact copies. Among {within['of']:,} "
-            f"training images {within['count']} have a near-duplicate in the training part.</p>")  # fmt: skip
+    said = (f"<p>{held['count']:,} of {held['of']:,} test images are near-duplicates of training images, {share['value']:.2%} "
+            f"({share['low']:.2%} to {share['high']:.2%}), and {held['exact']:,} more are exact copies. Among {within['of']:,} "
+            f"training images {within['count']:,} have a near-duplicate in the training part.</p>")  # fmt: skip
     return said + _pairs(folder, held["pairs"]) + _without(held.get("judged") or {})
 
 

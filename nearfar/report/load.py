@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nearfar.data import limits, npz
 from nearfar.errors import UserError
 
 
@@ -24,11 +24,12 @@ class Folder:
     clock: dict[str, Any]
     gallery: dict[str, np.ndarray]
     findings: list[dict[str, Any]] | None  # the doctor's; None where no doctor watched
+    skipped: list[dict[str, Any]] | None  # images that were left out; None where that was not noted
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = limits.json_of(path)
     except (OSError, ValueError):
         return {}
     return held if isinstance(held, dict) else {}
@@ -37,43 +38,50 @@ def _json(path: Path) -> dict[str, Any]:
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """What an .npz holds; nothing where it is absent or cut."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-            return {k: held[k] for k in held.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return npz.read(path)
+    except (OSError, npz.Unreadable):
         return {}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl or doctor.jsonl up to a line cut short by a kill."""
+    return [row for row in _lines(path) if _is_step(row.get("step"))]
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 2**53
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of one a line; lines that hold none are passed over."""
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = limits.bytes_of(path, limits.JSON).decode("utf-8", "replace").splitlines()
+    except (OSError, limits.TooLarge):
         return rows
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and "step" in row:
+        if isinstance(row, dict):
             rows.append(row)
     return rows
 
 
 def read(path: Path) -> Folder:
     """Read what lies in a run's folder."""
-    import tomllib
-
     if not (path / "recipe.toml").is_file():
         raise UserError(f"{path} is no run: it holds no recipe.toml" if path.exists() else f"{path}: no such run")
-    text = (path / "recipe.toml").read_text(encoding="utf-8")
     try:
-        recipe = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+        text = limits.bytes_of(path / "recipe.toml", limits.TOML).decode("utf-8")
+        recipe = limits.toml_of(text)
+    except (ValueError, OSError):  # no TOML, no UTF-8
         raise UserError(f"{path / 'recipe.toml'} is no TOML") from None
     return Folder(path, recipe, text, _rows(path / "metrics.jsonl"), _json(path / "results.json"),
                   _json(path / "environment.json"), _json(path / "clock.json"), arrays(path / "gallery.npz"),
-                  _rows(path / "doctor.jsonl") if (path / "doctor.jsonl").is_file() else None)  # fmt: skip
+                  _rows(path / "doctor.jsonl") if (path / "doctor.jsonl").is_file() else None,
+                  _lines(path / "skipped.jsonl") if (path / "skipped.jsonl").is_file() else None)  # fmt: skip
 
 
 def table_of(evaluation: dict[str, Any]) -> None:
@@ -89,4 +97,4 @@ def table_of(evaluation: dict[str, Any]) -> None:
     for row in evaluation["rows"]:
         cells = (row["cells"][h] for h in heads)
         table.add_row(row["embedding"], *(f"{c['value']:.3f}\n±{(c['high'] - c['low']) / 2:.3f}" for c in cells))
-    Console(width=100).print(table)
+    Console(width=100, markup=False, emoji=False).print(table)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from nearfar.errors import one_line
 from nearfar.report import chances, leaks, robustness, sections, transfer
 from nearfar.report.load import Folder, read
 
@@ -79,6 +80,8 @@ _SECTIONS: list[tuple[str, str, Callable[[Folder], str]]] = [
     ("Transferred to other tasks", "Heads on this encoder and on the same one with random weights, trained on the same few "
      "labelled pictures; 95 % intervals over test pictures and seeds; below, test pictures of the first seed.",
      transfer.transfers),
+    ("Images that were left out", "They could not be read, and nothing was learnt from them nor judged by them.",
+     sections.skipped),
     ("How it was made", "Everything needed to make it again.", sections.made),
 ]  # fmt: skip
 
@@ -86,13 +89,22 @@ _SECTIONS: list[tuple[str, str, Callable[[Folder], str]]] = [
 def render(folder: Folder) -> str:
     """The whole page as text."""
     title = f"{folder.recipe.get('method', '?')} on {folder.recipe.get('source', '?')}"
-    parts = [f"<section><h2>{escape(head)}</h2><p class=soft>{escape(how)}</p>{make(folder)}</section>"
+    parts = [f"<section><h2>{escape(head)}</h2><p class=soft>{escape(how)}</p>{_made(make, folder)}</section>"
              for head, how, make in _SECTIONS]  # fmt: skip
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width, initial-scale=1"><title>{escape(title)} · nearfar</title>'
-        f"<style>{_CSS}</style></head><body>{sections.header(folder, title)}{''.join(parts)}</body></html>"
+        f"<style>{_CSS}</style></head><body>{_made(lambda held: sections.header(held, title), folder)}{''.join(parts)}</body></html>"
     )
+
+
+def _made(make: Callable[[Folder], str], folder: Folder) -> str:
+    """A part of the page, or a line in its place: a file that was changed by hand or by chance spoils that part alone."""
+    try:
+        return make(folder)
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        return (f"<p>This part could not be drawn: a file of the run is not as it was written "
+                f"({escape(type(error).__name__)}: {escape(one_line(error))}).</p>")  # fmt: skip
 
 
 def write(run: Path) -> Path:
@@ -100,6 +112,6 @@ def write(run: Path) -> Path:
     run = Path(run)
     page = render(read(run))
     out, side = run / "report.html", run / f".report.{os.getpid()}.tmp"
-    side.write_text(page, encoding="utf-8")
+    side.write_bytes(page.encode("utf-8", "replace"))  # half a surrogate pair is no text
     os.replace(side, out)
     return out

@@ -36,7 +36,7 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
 
 
 def _numbers(rows: list[dict], key: str) -> tuple[list[float], list[float]]:
-    pairs = [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float) and np.isfinite(r[key])]
+    pairs = [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float) and abs(r[key]) < _LARGEST]
     return [p[0] for p in pairs], [p[1] for p in pairs]
 
 
@@ -56,6 +56,7 @@ _PANELS = [
     ("learning rate", {"lr": "lr"}),
     ("images a second", {"images_per_second": "rate"}),
 ]  # fmt: skip
+_LARGEST = 3.4e38  # of float32; NaN is not below it
 _NO_PANEL = {"step", "time", "share", "image_spread", "broken_at"}
 
 

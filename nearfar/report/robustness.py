@@ -60,7 +60,7 @@ def _heat(found: dict[str, Any], protocol: dict[str, Any]) -> str:
     """Accuracy of the linear probe on our features, corruption by severity."""
     cells = [c for row in found["corruptions"].values() for c in row["severity"]] + [found["clean"]]
     low, high = (f(c["value"] for c in cells) for f in (min, max))
-    head = "".join(f"<th>{s}</th>" for s in protocol["severities"])
+    head = "".join(f"<th>{escape(str(s))}</th>" for s in protocol["severities"])
     body = ""
     for name, row in found["corruptions"].items():
         mark = "" if name in protocol["mean over"] else " *"
@@ -117,7 +117,7 @@ def print_table(run: Path) -> None:
     from rich.table import Table
 
     held = read(run).results["robustness"]
-    judged, console = held["corruptions"], Console(width=100)
+    judged, console = held["corruptions"], Console(width=100, markup=False, emoji=False)
     if judged:
         table = Table(title=f"{held['protocol']['title']}: accuracy of the linear probe, mean over severities")
         table.add_column("corruption")

@@ -196,7 +196,7 @@ def spectrum(folder: Folder) -> str:
              "alignment": "alignment", "uniformity": "uniformity"}  # fmt: skip
     said = {k: t for k, t in heads.items() if any(k in v for v in geometry.values())}
     rows = "".join(
-        f"<tr><td>{escape(n)}, {v['dimensions']} dimensions</td>"
+        f"<tr><td>{escape(n)}, {v['dimensions']:,} dimensions</td>"
         + "".join(f"<td>{v[k]:.3g}</td>" if v.get(k) is not None else "<td></td>" for k in said) + "</tr>"
         for n, v in geometry.items()
     )  # fmt: skip
@@ -216,7 +216,7 @@ def classes(folder: Folder) -> str:
     m = judged["metrics"]
     rows = "".join(
         f"<tr><td>{escape(c['name'])}</td><td>{c['precision']:.3f}</td><td>{c['recall']:.3f}</td><td>{c['f1']:.3f}</td>"
-        f"<td>{c['support']}</td></tr>" for c in sorted(m["per_class"], key=lambda c: c["f1"])
+        f"<td>{c['support']:,}</td></tr>" for c in sorted(m["per_class"], key=lambda c: c["f1"])
     )  # fmt: skip
     for kind in ("macro", "micro", "weighted"):
         v = m[kind]
@@ -243,6 +243,18 @@ def _list(values: dict[str, Any]) -> str:
     rows = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(json.dumps(v) if isinstance(v, dict) else str(v))}</dd>"
                    for k, v in values.items())  # fmt: skip
     return f"<dl>{rows}</dl>"
+
+
+def skipped(folder: Folder) -> str:
+    """Every image that could not be read, and why."""
+    if folder.skipped is None:
+        return "<p>Not noted.</p>"
+    if not folder.skipped:
+        return "<p>None: every image could be read.</p>"
+    cells = (tuple(escape(str(row.get(key, "?"))) for key in ("part", "name", "reason")) for row in folder.skipped)
+    rows = "".join(f"<tr><td>{part}</td><td>{name}</td><td>{why}</td></tr>" for part, name, why in cells)
+    return (f'<details{" open" * (len(folder.skipped) <= 20)}><summary>{len(folder.skipped):,} images</summary>'
+            f'<div class="wide"><table><tr><th>part</th><th>image</th><th>why</th></tr>{rows}</table></div></details>')
 
 
 def made(folder: Folder) -> str:

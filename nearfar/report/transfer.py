@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from nearfar.data import limits
 from nearfar.report.load import Folder, arrays
 from nearfar.report.sections import cell
 
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")  # nothing else goes into a style
 _HOW = "<p>Not done yet: <code>nearfar transfer RUN SOURCE</code> does.</p>"
 
 
@@ -26,9 +28,9 @@ def transfers(folder: Folder) -> str:
 
 def _one(path: Path) -> str:
     try:
-        held = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        held = limits.json_of(path / "results.json")
         rows, columns = held["rows"], held["columns"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return f"<p class=soft>{escape(path.name)}: results.json cannot be read.</p>"
     settings = held["protocol"]["settings"]
     facts = (f"{held['source']} · head {settings['head']} · {settings['steps']} steps of {settings['batch']} · judged on "
@@ -39,7 +41,7 @@ def _one(path: Path) -> str:
         best = {c: max(r["cells"][c]["value"] for r in rows if r["labels"] == row["labels"]) for c in columns}
         cells = "".join(cell(c["value"], c["low"], c["high"], c["value"] == best[name])
                         for name, c in ((name, row["cells"][name]) for name in columns))  # fmt: skip
-        body += (f"<tr><td>{row['labels'] or 'all'}</td><td>{escape(row['start'])}</td><td>{escape(row['mode'])}</td>"
+        body += (f"<tr><td>{escape(str(row['labels'] or 'all'))}</td><td>{escape(row['start'])}</td><td>{escape(row['mode'])}</td>"
                  f"{cells}{_class_cells(row)}</tr>")  # fmt: skip
     gains = "".join(
         f"<li>{escape(g['title'])}: pre-training adds {g['value']:+.3f} {escape(g['column'])} "
@@ -54,7 +56,7 @@ def _legend(held: dict[str, Any]) -> str:
     """Which colour is which class."""
     named = held.get("legend") or {}
     return "<p>" + " ".join(f'<span class="dot" style="background:{escape(c)}"></span>{escape(str(name))}'
-                            for name, c in named.items()) + "</p>" if named else ""  # fmt: skip
+                            for name, c in named.items() if _COLOUR.fullmatch(c)) + "</p>" if named else ""  # fmt: skip
 
 
 def _class_number(row: dict[str, Any]) -> tuple[str, list[tuple[str, float]]]:

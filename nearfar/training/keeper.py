@@ -60,8 +60,8 @@ def checked(path: Path, only: str = "") -> Checkpoint:
         text = manifest.read_bytes()
         held = json.loads(text)
         body, said = held["body"], held["sha256"]
-        sound = text == _manifest(body) and said == _digest(body) and {*body["files"]} <= {METHOD, TRAINING}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        sound = text == _manifest(body) and said == _digest(body) and _is_whole(body)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
         why = "is missing" if not manifest.exists() else "is not as it was written"
@@ -77,6 +77,13 @@ def checked(path: Path, only: str = "") -> Checkpoint:
         if sha != _sha256(file):
             raise UserError(f"{file} is damaged: its content does not match its SHA-256")
     return Checkpoint(path, body["about"], tuple(body["files"]))
+
+
+def _is_whole(body: Mapping[str, Any]) -> bool:
+    """Whether a manifest has what it must: the method's file among those that there are, each with size and digest."""
+    files = body["files"]
+    known = METHOD in files and {*files} <= {METHOD, TRAINING} and all(len(held) == 2 for held in files.values())
+    return known and isinstance(body["about"], dict)
 
 
 def listed(folder: Path) -> list[Path]:

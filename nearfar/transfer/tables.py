@@ -135,7 +135,7 @@ def render(result: dict[str, Any]) -> None:
         cells = (row["cells"][c] for c in result["columns"])
         table.add_row(str(row["labels"] or "all"), row["start"], row["mode"],
                       *(f"{c['value']:.3f}\n{c['low']:.3f}–{c['high']:.3f}" for c in cells))  # fmt: skip
-    console = Console(width=None)
+    console = Console(width=None, markup=False, emoji=False)
     console.print(table)
     for gain in result["gains"]:
         if gain["column"] == result["columns"][0]:
