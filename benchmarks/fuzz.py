@@ -118,9 +118,10 @@ def _commanded(given: Input) -> str:
 
 
 def fuzz(
-    chosen: list[str], inputs: int, seed: int, show: Callable[[str], None] = print, keep: Path | None = None
-) -> dict[str, Counter]:
-    """Try so many inputs of each kind; how many were read, refused, and are findings, by kind."""
+    chosen: list[str], inputs: Callable[[str], int], seed: int, show: Callable[[str], None] = print,
+    keep: Path | None = None,
+) -> dict[str, Counter]:  # fmt: skip
+    """Try so many inputs of each chosen kind, or of all; how many were read, refused, and are findings, by kind."""
     was, signalled = os.environ.get("NEARFAR_CACHE"), signal.signal(signal.SIGALRM, _alarm)
     os.environ["NEARFAR_CACHE"] = "off"
     found: dict[str, Counter] = {}
@@ -130,7 +131,7 @@ def fuzz(
             show(f"| {'kind':12} | {'inputs':>7} | {'refused':>8} | {'accepted':>8} | {'findings':>8} | {'s':>5} |")
             for kind in chosen or known:
                 count, begun = Counter(), time.perf_counter()
-                for i in range(seed, seed + inputs):
+                for i in range(seed, seed + inputs(kind)):
                     said = tried(known[kind], i, keep)
                     if said not in ("read", "refused"):
                         show(f"  {kind} --seed {i}: {said}")
@@ -138,7 +139,7 @@ def fuzz(
                     count[said] += 1
                 found[kind] = count
                 cells = (f"{count[said]:8,}" for said in ("refused", "read", "finding"))
-                show(f"| {kind:12} | {inputs:7,} | {' | '.join(cells)} | {time.perf_counter() - begun:5.0f} |")
+                show(f"| {kind:12} | {inputs(kind):7,} | {' | '.join(cells)} | {time.perf_counter() - begun:5.0f} |")
     finally:
         signal.signal(signal.SIGALRM, signalled)
         os.environ.pop("NEARFAR_CACHE")
@@ -155,7 +156,7 @@ def main() -> None:
     given = parser.parse_args()
     here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if os.name == "posix" else 0
     resource.setrlimit(resource.RLIMIT_AS, (here + 2 * BYTES, resource.RLIM_INFINITY))
-    found = fuzz(given.kinds, given.inputs, given.seed, lambda text: print(text, flush=True), given.keep)
+    found = fuzz(given.kinds, lambda kind: given.inputs, given.seed, lambda text: print(text, flush=True), given.keep)
     total = sum(found.values(), Counter())
     print(f"{total.total():,} inputs, {total['finding']:,} findings")
     raise SystemExit(1 if total["finding"] else 0)

@@ -387,10 +387,9 @@ def a_run(folder: Path) -> Path:
 def kinds(made: Path) -> dict[str, Make]:
     """Every kind by its name; ``made`` is a run."""
     pictures = {k: read_picture(k) for k in ("png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm")}
-    held = {"recipe": toml, "idx": idx, "npy": npy_file, "npz": npz_file, "embeddings": embeddings, "voc": voc,
+    return {"recipe": toml, "idx": idx, "npy": npy_file, "npz": npz_file, "embeddings": embeddings, "voc": voc,
             "coco": coco, "masks": masks, "tar": shard, **pictures, "predictions": predictions(made),
             "checkpoint": part_of_run(made, "checkpoints", "engine.json"), "results": part_of_run(made, "results.json"),
             "metrics": part_of_run(made, "metrics.jsonl", "doctor.jsonl", "skipped.jsonl"),
             "gallery": part_of_run(made, "gallery.npz")}  # fmt: skip
-    return held
 

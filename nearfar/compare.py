@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nearfar.data import npz
+from nearfar.data import limits, npz
 from nearfar.errors import UserError
 from nearfar.evaluate import Evaluation, evaluate, multilabel, of_difference_over_seeds, of_paired_draws
 from nearfar.training.checkpoint import write_bytes
@@ -78,7 +78,7 @@ def read(path: Path) -> Judged:
     if not path.exists():
         raise UserError(f"{path}: no such run or file")
     try:
-        held = json.loads(results.read_text(encoding="utf-8"))["evaluation"]
+        held = limits.json_of(results)["evaluation"]
         split, names = held["protocol"]["split hash"], [row["embedding"] for row in held["rows"]]
         arrays = npz.read(predictions)
         y, several = arrays["y"], arrays["y"].ndim == 2

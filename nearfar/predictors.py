@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nearfar.data import limits
 from nearfar.errors import UserError
 from nearfar.evaluate.predictors import kendall, predictive, spearman
 from nearfar.evaluate.records import Result
@@ -51,13 +52,14 @@ def measured(path: Path) -> Measured:
     if not path.exists():
         raise UserError(f"{path}: no such run")
     try:
-        held = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        held = limits.json_of(path / "results.json")
         protocol = held["evaluation"]["protocol"]
         cells = next(row["cells"] for row in held["evaluation"]["rows"] if row["embedding"] == "nearfar")
-        measures = {f"{space} {key}": held["geometry"][name][key] for name, space in SPACES.items() for key in MEASURES}
+        measures = {f"{space} {key}": None if (value := held["geometry"][name][key]) is None else float(value)
+                    for name, space in SPACES.items() for key in MEASURES}  # fmt: skip
         accuracies = {probe: float(cells[probe]["value"]) for probe in TARGETS if probe in cells or probe == "linear"}
         split = protocol["split hash"] + protocol.get("items hash", "")
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, StopIteration):
         raise UserError(f"{path} has no label-free measures beside probes: run nearfar evaluate {path} with labelled "
                         "images") from None  # fmt: skip
     for space in SPACES.values():

@@ -133,7 +133,8 @@ def to_pixels(picture: Image.Image, channels: int, size: int) -> np.ndarray:
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255,) * 4), picture)
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    picture = picture if picture.mode == mode else picture.convert(mode)  # which would copy it, too
     pixels = np.asarray(cover(picture, size) if size else picture)
     return pixels[..., None] if channels == 1 else pixels  # (h, w, channels)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ _STYLE = {
 
 def _svg(figure: Figure, name: str, alt: str) -> str:
     held = io.StringIO()
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its font has not, and the browser's has
         figure.savefig(held, format="svg", transparent=True, metadata={"Date": None})
     svg = held.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
@@ -63,7 +65,7 @@ _NO_PANEL = {"step", "time", "share", "image_spread", "broken_at"}
 def curves(rows: list[dict[str, Any]], marks: Sequence[int] = ()) -> str:
     """What was logged over steps, with a line at each step that is marked."""
     seen = {k for _, keys in _PANELS for k in keys} | _NO_PANEL
-    more = sorted({k for r in rows for k in r} - seen)
+    more = sorted(k for k in {k for r in rows for k in r} - seen if re.fullmatch(r"\w{1,40}", k, re.ASCII))
     panels = [p for p in _PANELS + [(k, {k: k}) for k in more] if any(_numbers(rows, k)[0] for k in p[1])]
     if not panels:
         return ""
