@@ -29,7 +29,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from fuzz_inputs import Input, Make, a_run, kinds
+from fuzz_inputs import Input, Make
+from fuzz_runs import a_run, kinds
 
 from nearfar.cli import main as command
 from nearfar.errors import UserError

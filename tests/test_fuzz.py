@@ -1,8 +1,10 @@
 """A short form of benchmarks/fuzz.py, and properties of recipes and IDX: read as they are, or refused in one line."""
 
 import gzip
+import signal
 import struct
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from nearfar.recipe import Recipe, from_toml, to_toml
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import fuzz
-from fuzz_inputs import Page, only_text
+from fuzz_runs import Page, only_text
 
 SLOW = {"results": 20, "metrics": 8, "gallery": 12}  # a report each
 SEED = 10**6  # other inputs than the long run's
@@ -27,13 +29,18 @@ def one_line(error):
     assert len(str(error)) < 400
 
 
-@pytest.mark.skipif(not hasattr(__import__("signal"), "SIGALRM"), reason="the watchdog wants an alarm")
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="the watchdog wants an alarm")
 def test_thousands_of_broken_files_are_read_or_refused():
     said = []
-    found = fuzz.fuzz([], lambda kind: SLOW.get(kind, 100), SEED, said.append)
+    found = fuzz.fuzz([], lambda kind: SLOW.get(kind, 60), SEED, said.append)
     assert not any(count["finding"] for count in found.values()), "\n".join(said)
     assert all(count["read"] for count in found.values()), "a kind of which nothing is read tries little"
     assert sum(count["refused"] for count in found.values()) > 500
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("idx")
 
 
 KEYS = st.text(max_size=8) | st.sampled_from([
@@ -58,8 +65,8 @@ def test_any_recipe_is_one_that_round_trips_or_one_line(rows):
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=60), st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 4), min_size=1, max_size=4),
        st.sampled_from([0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E, 0x07]), st.booleans(), st.integers(0, 90))  # fmt: skip
-def test_any_idx_file_is_what_it_says_or_one_line(content, shape, kind, zipped, end):
-    path = TEMPORARY / f"x-idx3-ubyte{'.gz' * zipped}"
+def test_any_idx_file_is_what_it_says_or_one_line(place, content, shape, kind, zipped, end):
+    path = place / f"x-idx3-ubyte{'.gz' * zipped}"
     raw = (struct.pack(">HBB", 0, kind, len(shape)) + struct.pack(f">{len(shape)}I", *shape) + content)[: 90 - end]
     path.write_bytes(gzip.compress(raw) if zipped else raw)
     try:
@@ -70,12 +77,6 @@ def test_any_idx_file_is_what_it_says_or_one_line(content, shape, kind, zipped, 
         assert array.shape == tuple(shape)
         order = array.dtype.newbyteorder(">")
         assert array.astype(order).tobytes() == raw[4 + 4 * len(shape) :]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def temporary(tmp_path_factory):
-    global TEMPORARY
-    TEMPORARY = tmp_path_factory.mktemp("idx")
 
 
 @pytest.mark.parametrize("page", ["<iframe>", "<p onclick=x>", "<a href='javascript:x'>", "<img src='http://x'>",
@@ -98,8 +99,6 @@ def test_the_fuzzer_finds_what_is_wrong(tmp_path):
     def leave(folder):
         (folder / "half").touch()
         raise UserError("no")
-
-    import warnings
 
     assert of(lambda folder: None) == "read"
     assert of(lambda folder: fail(UserError("no"))) == "refused"
