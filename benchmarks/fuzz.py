@@ -29,7 +29,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from fuzz_inputs import Input, Make, a_run, kinds
+from fuzz_inputs import Input, Make
+from fuzz_runs import a_run, kinds
 
 from nearfar.cli import main as command
 from nearfar.errors import UserError
@@ -77,6 +78,7 @@ def tried(make: Make, seed: int, keep: Path | None = None) -> str:
 
 def _guarded(do: Callable[[], str]) -> str:
     """What it gives, or the exception or the hang that it ends in."""
+    before = signal.signal(signal.SIGALRM, _alarm)
     try:
         signal.alarm(SECONDS)
         return do()
@@ -88,6 +90,7 @@ def _guarded(do: Callable[[], str]) -> str:
         return f"{type(error).__name__}: {str(error)[:150]!r} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
     finally:
         signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _done(given: Input) -> str:
@@ -122,7 +125,7 @@ def fuzz(
     keep: Path | None = None,
 ) -> dict[str, Counter]:  # fmt: skip
     """Try so many inputs of each chosen kind, or of all; how many were read, refused, and are findings, by kind."""
-    was, signalled = os.environ.get("NEARFAR_CACHE"), signal.signal(signal.SIGALRM, _alarm)
+    was = os.environ.get("NEARFAR_CACHE")
     os.environ["NEARFAR_CACHE"] = "off"
     found: dict[str, Counter] = {}
     try:
@@ -141,7 +144,6 @@ def fuzz(
                 cells = (f"{count[said]:8,}" for said in ("refused", "read", "finding"))
                 show(f"| {kind:12} | {inputs(kind):7,} | {' | '.join(cells)} | {time.perf_counter() - begun:5.0f} |")
     finally:
-        signal.signal(signal.SIGALRM, signalled)
         os.environ.pop("NEARFAR_CACHE")
         os.environ |= {} if was is None else {"NEARFAR_CACHE": was}
     return found

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import resource
 import struct
 import time
@@ -102,8 +103,6 @@ def test_no_program_is_started_for_a_picture(tmp_path):
 
 
 def test_a_pipe_under_an_image_s_name_is_not_waited_for(tmp_path):
-    import os
-
     os.mkfifo(tmp_path / "a.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
     assert open_source(tmp_path, max_bad=0.5).train.skipped[0].reason == "not a file"
