@@ -42,6 +42,14 @@ EXTRAS: dict[str, tuple[str, str]] = {
 }
 
 
+def at_least(config: object, **lows: float) -> None:
+    """One line where one of these settings is below its least value, or NaN."""
+    for name, low in lows.items():
+        value = getattr(config, name)
+        if not value >= low:
+            raise UserError(f"{name} = {value} must be at least {low}")
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error's text, cut at 200 characters, or its class where it has no text."""
     text = str(error).strip().splitlines()

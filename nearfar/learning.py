@@ -39,7 +39,6 @@ class Learnt:
     pace: Any
     findings: list[Finding]
     loop: Loop
-    stopped: int = 0  # by which signal
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,9 @@ def learn(
         online = _online_knn(method, train, held_out, given)
         loop = Loop(
             fabric, method, model, optimizer, plain, loader, views, pace, recipe.seed, recipe.optim, chunks,
-            recipe.accumulate, engine.skip_nan, hooks.log, bar.update, hooks.say, hooks.save,
-            60 * engine.checkpoint_minutes, hooks.stop, hooks.study, doctor, online,
+            accumulate=recipe.accumulate, skip_nan=engine.skip_nan, interval=60 * engine.checkpoint_minutes,
+            log=hooks.log, show=bar.update, say=hooks.say, save=hooks.save, stop=hooks.stop, study=hooks.study,
+            doctor=doctor, online=online,
         )  # fmt: skip
         if start is not None:
             tensors = start.tensors(TRAINING)
@@ -118,7 +118,7 @@ def learn(
         recipe = recipe.changed(pace=tuple(pace.segments))
     method.encoder.__dict__.pop("forward", None)  # neither chunks nor compiled
     method.eval()
-    return Learnt(method, recipe, given, clock, pace, doctor.findings, loop, loop.stopped)
+    return Learnt(method, recipe, given, clock, pace, doctor.findings, loop)
 
 
 def _gpus(fabric: Any) -> list[int]:

@@ -105,14 +105,12 @@ def _recipe(source: Any, recipe: Any, method: str, preset: str, changes: dict[st
 
 def _engine_of(folder: Path, wanted: dict[str, Any]) -> Engine:
     """The one that a run was begun on, but for what is asked for now."""
-    known = {}
     try:
         held = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
-        known = {k: v for k, v in held.items() if k in _ENGINE}
-        return Engine(**known | wanted)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
+        return Engine(**{k: v for k, v in held.items() if k in _ENGINE} | wanted)
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError):  # absent, or edited
         return Engine(**wanted)
 
 
@@ -219,15 +217,18 @@ class Started:
         metrics = MetricsFile(folder, at.about["metrics"] if at else 0) if first else None
 
         def save(loop: Any, final: bool = False, wait: bool = False) -> None:
+            urgent = final or wait
+            if not urgent and any(busy for (busy,) in dist.agree(keep is not None and keep.busy)):
+                return
             files, record = checkpoint_of(loop, about, final)
-            if keep is None or (keep.busy and not (final or wait)):
+            if keep is None:
                 return
             try:
                 keep.write(loop.step, files, record | {"metrics": metrics.position()})
             except OSError as error:  # of the rows
                 keep.wait()
                 keep.failed(loop.step, error)
-            if (final or wait) and not keep.wait() and final:
+            if urgent and not keep.wait() and final:
                 raise UserError(f"{folder} is trained, but its checkpoint could not be written: make room, and go on "
                                 f"with nearfar train --resume {folder}")  # fmt: skip
 
@@ -242,14 +243,14 @@ class Started:
             finally:
                 if first:
                     keep.wait()
-                    metrics.__exit__(None, None, None)
+                    metrics.close()
         dist.finish()
         with _reported(folder, False):
             return self._ended(learnt, data, test, evaluate)
 
     def _ended(self, learnt: Learnt, data: Source, test: Source | None, evaluate: bool) -> Run:
-        if learnt.stopped:
-            name = signal.Signals(learnt.stopped).name
+        if learnt.loop.stopped:
+            name = signal.Signals(learnt.loop.stopped).name
             raise Preempted(f"stopped by {name} after step {learnt.loop.step}: go on with "
                             f"nearfar train --resume {self.folder}")  # fmt: skip
         if self.fabric.global_rank:

@@ -10,7 +10,7 @@ from typing import Any
 from nearfar import methods
 from nearfar.data import limits
 from nearfar.data.source import shown
-from nearfar.errors import UserError, brief, nearest, one_line
+from nearfar.errors import UserError, at_least, brief, nearest, one_line
 from nearfar.training.optim import Optim
 from nearfar.views.policies import POLICIES
 from nearfar.views.policy import ImagePolicy
@@ -66,10 +66,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_types(Recipe, vars(self), "")
-        for name, low in [("batch", 1), ("accumulate", 1), ("width", 0), ("epochs", 0), ("steps", 0), ("minutes", 0),
-                          ("image_size", 0), ("patch", 0), ("long_side", 0), ("seed", 0)]:  # fmt: skip
-            if not getattr(self, name) >= low:
-                raise UserError(f"{name} = {getattr(self, name)} must be at least {low}")
+        at_least(self, batch=1, accumulate=1, width=0, epochs=0, steps=0, minutes=0, image_size=0, patch=0, long_side=0,
+                 seed=0)  # fmt: skip
         if self.batch % self.accumulate:
             raise UserError(f"batch = {self.batch} does not divide into accumulate = {self.accumulate} parts")
         if self.seed >= 2**63:

@@ -144,11 +144,11 @@ def test_rows_wait_for_room(tmp_path):
     file._file = real
     assert file.position() == os.stat(tmp_path / "metrics.jsonl").st_size
     file.write({"step": 9})
-    file.__exit__(None, None, None)
+    file.close()
     full.close()
     again = MetricsFile(tmp_path, os.stat(tmp_path / "metrics.jsonl").st_size, tensorboard=False)
     assert [row["step"] for row in again.rows] == list(range(1, 10))
-    again.__exit__(None, None, None)
+    again.close()
 
 
 def test_a_folder_has_one_holder(tmp_path):

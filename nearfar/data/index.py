@@ -66,11 +66,16 @@ def stamp_of(about: os.stat_result) -> tuple[int, int, int]:
     return about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
-def unlooked(names: Sequence[str], stamps: np.ndarray) -> Index:
-    """Of these files nothing is known yet; the stamp of one that has just changed is not to be trusted."""
+def settled(stamps: np.ndarray) -> np.ndarray:
+    """The stamps, without those of files that have just changed, which are not to be trusted. (F, 3), in place"""
     stamps[stamps[:, _CHANGED] > time.time_ns() - _RECENT] = -1
+    return stamps
+
+
+def unlooked(names: Sequence[str], stamps: np.ndarray) -> Index:
+    """Of these files nothing is known yet."""
     n = len(names)
-    return Index(names, stamps, np.full((n, 3), -1, np.int32), np.zeros((n, DIGEST), np.uint8))
+    return Index(names, settled(stamps), np.full((n, 3), -1, np.int32), np.zeros((n, DIGEST), np.uint8))
 
 
 def carry(old: Index, new: Index) -> None:

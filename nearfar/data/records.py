@@ -15,7 +15,7 @@ import numpy as np
 from nearfar.data import cache as caches
 from nearfar.data import flat
 from nearfar.data.folder import SUFFIXES, Options
-from nearfar.data.index import Index, stamp_of, unlooked
+from nearfar.data.index import Index, settled, stamp_of, unlooked
 from nearfar.data.names import Names
 from nearfar.data.source import encode_labels, shown
 from nearfar.data.tar import Broken, Member, Window, compression, members
@@ -91,10 +91,9 @@ class Table:
 def table(where: str, key: str, paths: Sequence[Path], given: Options) -> Table:
     """The shards' records; of shards that have not changed, from the cache."""
     try:
-        stamps = np.array([stamp_of(p.stat()) for p in paths], np.int64)  # (S, 3)
+        stamps = settled(np.array([stamp_of(p.stat()) for p in paths], np.int64))  # (S, 3)
     except OSError as error:
         raise UserError(f"{shown(error.filename)} cannot be read: {error.strerror}") from None
-    stamps = unlooked([], stamps).stamps
     cache = caches.find(given.cache_gb)
     if cache is None:
         return _scanned(where, paths, stamps, given)

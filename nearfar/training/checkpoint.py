@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nearfar.errors import UserError, one_line
+from nearfar.training.state import plain
 
 
 def write_bytes(path: Path, content: bytes | str) -> None:
@@ -39,11 +40,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     """Write tensors and a JSON record of what they are; returns the digest."""
-    # a copy in plain layout: channels-last weights are not contiguous, and safetensors wants them so
-    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    sha = digest(plain)
+    held = plain(tensors)  # channels-last weights are not contiguous, and safetensors wants them so
+    sha = digest(held)
     side = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(plain, side, metadata={"sha256": sha, "about": json.dumps(dict(about))})
+    save_file(held, side, metadata={"sha256": sha, "about": json.dumps(dict(about))})
     with open(side, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(side, path)

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nearfar.errors import UserError, nearest
+from nearfar.errors import UserError, at_least, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,9 +40,7 @@ class Engine:
     """leave out a step whose loss or gradient is not finite, and count it, instead of stopping"""
 
     def __post_init__(self) -> None:
-        for name, low in (("devices", 0), ("nodes", 1), ("chunk", 0), ("workers", 0), ("keep", 1)):
-            if not getattr(self, name) >= low:
-                raise UserError(f"{name} = {getattr(self, name)} must be at least {low}")
+        at_least(self, devices=0, nodes=1, chunk=0, workers=0, keep=1)
         if not self.checkpoint_minutes > 0:
             raise UserError(f"checkpoint_minutes = {self.checkpoint_minutes} must be above 0")
         if self.strategy not in STRATEGIES:

@@ -9,7 +9,6 @@ import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 
 class MetricsFile:
@@ -60,10 +59,8 @@ class MetricsFile:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def __enter__(self) -> MetricsFile:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Write what has waited, where there is room now."""
         with suppress(OSError):
             self._flush()
         self._file.close()
