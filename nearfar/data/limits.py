@@ -14,6 +14,7 @@ PIXELS = 178_956_970  # of a picture, width × height: where Pillow takes one fo
 UNPACKED, RATIO = 4 * 2**30, 100  # more than 4 GiB unpacked only where that is at most 100 times what it takes packed
 JSON = 2 * 2**30  # bytes of annotations, of a run's results
 XML = 8 * 2**20  # bytes of one picture's annotation
+TOKENIZER = 2**28  # bytes of a tokeniser's file
 TOML, DOTS = 2**18, 1000  # bytes of a recipe; dots in a line of it, as the time that a dotted key takes is quadratic
 
 

@@ -10,6 +10,7 @@ from itertools import count, islice
 
 import numpy as np
 
+from nearfar.data.apart import Apart
 from nearfar.data.order import Order
 from nearfar.data.source import Pending, Source, by_class
 from nearfar.errors import UserError
@@ -22,8 +23,8 @@ class Batch:
     """What one step sees."""
 
     index: np.ndarray  # (B,) of the records in the source
-    content: np.ndarray  # (B, H, W, C)
-    label: np.ndarray | None  # (B,)
+    content: np.ndarray  # (B, H, W, C), or (B, S, L) tokens
+    label: np.ndarray | None  # (B,) classes, or scores of pairs
 
 
 class Loader:
@@ -38,6 +39,9 @@ class Loader:
     What does not divide gives the first classes one image more; where there are fewer than P classes, all of them
     come with more images each.
 
+    Of a source with ``apart`` no two rows that share a number share a batch, as a text that comes twice would be its
+    own negative; what finds no place in an epoch is left out of it. Where no two rows are alike all is as without.
+
     ``workers`` threads read ahead; with 0 of them each batch is read when it is asked for.
     """
 
@@ -48,8 +52,9 @@ class Loader:
         if batch_size < 1:
             raise UserError(f"batch {batch_size}: pass --batch 1 or more")
         if batch_size > len(source):
+            items = "texts" if len(source.shape) == 2 else "images"
             raise UserError(
-                f"batch {batch_size} is larger than the {len(source)} training images: "
+                f"batch {batch_size} is larger than the {len(source)} training {items}: "
                 f"pass --batch {len(source)} or less"
             )
         if batch_size % world:
@@ -62,6 +67,10 @@ class Loader:
         self._classes = _balanced_classes(source, batch_size) if per_class else []
         self._per_class = per_class
         self._order = Order(len(source), seed, source.blocks)
+        self._apart = None if source.apart is None or per_class else _apart(source.apart, batch_size)
+        self._arranged: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))  # of one epoch
+        if self._apart is not None:
+            self.steps_per_epoch = self._apart.batches
 
     def indices(self, step: int) -> np.ndarray:
         """The records of this process's part of a step. (B / world,)"""
@@ -70,7 +79,17 @@ class Loader:
             return self._balanced(step)[self.rank * mine : (self.rank + 1) * mine]
         epoch, at = divmod(step, self.steps_per_epoch)
         start = at * self.batch_size + self.rank * mine
+        if self._apart is not None:
+            return self._epoch(epoch)[start : start + mine]
         return self._order.at(epoch, start, start + mine)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """All batches of an epoch in which some rows must not meet. (steps · B,)"""
+        held, rows = self._arranged  # one read, as the thread that reads ahead may be in another epoch
+        if held != epoch:
+            rows = self._apart.arranged(self._order.at(epoch, 0, len(self.source)))
+            self._arranged = epoch, rows
+        return rows
 
     def _balanced(self, step: int) -> np.ndarray:
         """P classes with batch / P images each, a class smaller than that with some twice. (B,)"""
@@ -90,7 +109,7 @@ class Loader:
 
     def _take(self, begun: tuple[np.ndarray, Pending]) -> Batch:
         index, pending = begun
-        labels = self.source.labels
+        labels = self.source.labels if self.source.scores is None else self.source.scores
         return Batch(index, pending.result(), None if labels is None else labels[index])
 
     def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
@@ -125,6 +144,17 @@ def _balanced_classes(source: Source, batch_size: int) -> list[np.ndarray]:
     if len(kinds) < 2:
         raise UserError("batches of P classes need at least two; all labels are the same")
     return kinds
+
+
+def _apart(numbers: np.ndarray, batch_size: int) -> Apart | None:
+    """What keeps rows apart; None where no two are alike."""
+    apart = Apart(numbers, batch_size)
+    if not apart.is_idle and not apart.batches:
+        raise UserError(
+            f"batch {batch_size}: too many of the {len(numbers)} training texts have something in common, and what is "
+            f"alike is kept apart: pass --batch {apart.largest} or less"
+        )
+    return None if apart.is_idle else apart
 
 
 def _drawn(rng: np.random.Generator, held: np.ndarray, n: int) -> np.ndarray:

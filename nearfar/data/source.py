@@ -1,4 +1,4 @@
-"""What a source of images is: records by index, with labels where there are some."""
+"""What a source is: images, or texts as tokens, by index, with labels where there are some."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -49,15 +49,16 @@ class Later:
 
 @dataclass(frozen=True)
 class Source:
-    """Images of one shape, read by index.
+    """Images of one shape, or texts as tokens, read by index.
 
     ``read(indices)`` gives (B, H, W, C), uint8, or float32 in the original units; ``low`` and ``high`` are the
-    values that stand for 0 and 1. A source that is decoded as it is read has a ``starter`` too: it sets workers to
-    a batch and returns at once; one that lies in shards has ``blocks``, by which the loader keeps reading local.
+    values that stand for 0 and 1. Of texts it gives (B, S, L) int32, -1 beyond a text's end, and ``shape`` is (S, most
+    tokens). A source that is decoded as it is read has a ``starter`` too: it sets workers to a batch and returns at
+    once; one that lies in shards has ``blocks``, by which the loader keeps reading local.
     """
 
     spec: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     reader: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
     names: Sequence[str] = dataclasses.field(repr=False)
     labels: np.ndarray | None = dataclasses.field(default=None, repr=False)  # (N,) int64 in 0..K-1
@@ -69,6 +70,9 @@ class Source:
     starter: Callable[[np.ndarray], Pending] | None = dataclasses.field(default=None, repr=False)
     hashes: np.ndarray | None = dataclasses.field(default=None, repr=False)  # (N,) uint64: item_hashes, where known
     blocks: np.ndarray | None = dataclasses.field(default=None, repr=False)  # (S + 1,) where shards begin, and N
+    scores: np.ndarray | None = dataclasses.field(default=None, repr=False)  # (N,) float32 in [0, 1], of pairs
+    apart: np.ndarray | None = dataclasses.field(default=None, repr=False)  # (N,), (N, C): sharing one, none meet
+    origin: Any = dataclasses.field(default=None, repr=False)  # of tokens: the texts and the tokeniser
 
     def __len__(self) -> int:
         return len(self.names)
@@ -96,12 +100,16 @@ class Source:
             labels=None if self.labels is None else self.labels[index],
             hashes=None if self.hashes is None else self.hashes[index],
             blocks=_blocks_of(self.blocks, index),
+            scores=None if self.scores is None else self.scores[index],
+            apart=None if self.apart is None else self.apart[index],
+            origin=None if self.origin is None else self.origin.subset(index),
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over content, names and labels; 16 hexadecimal digits. Taken once a source, as it reads all images.
+        """SHA-256 over content, names, labels and scores; 16 hexadecimal digits. Taken once a source, as it reads all.
 
-        Of more than 100,000 images ``item_hashes`` stand for the content, which sources that were decoded once know.
+        Of more than 100,000 images ``item_hashes`` stand for the content, which sources that were decoded once know;
+        of texts always, so that it says which texts they are, whatever the tokeniser.
         """
         return self._fingerprint
 
@@ -118,8 +126,9 @@ class Source:
 
     @cached_property
     def _fingerprint(self) -> str:
-        sha = hashlib.sha256(repr(self.shape).encode())
-        if len(self) > MANY:
+        texts = len(self.shape) == 2
+        sha = hashlib.sha256(repr(self.shape[:1] if texts else self.shape).encode())
+        if texts or len(self) > MANY:
             sha.update(self.item_hashes.tobytes())
         else:
             for at in range(0, len(self), 1024):
@@ -128,6 +137,8 @@ class Source:
             sha.update(f"{chr(0) if i else ''}{name}".encode())
         if self.labels is not None:
             sha.update(self.labels.tobytes())
+        if self.scores is not None:
+            sha.update(self.scores.tobytes())
         return sha.hexdigest()[:16]
 
 
