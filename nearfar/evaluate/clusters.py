@@ -10,6 +10,7 @@ from scipy.special import entr
 from nearfar.errors import UserError
 from nearfar.evaluate.records import Result, of_draws
 from nearfar.evaluate.retrieval import unit
+from nearfar.evaluate.sparse import not_finite
 
 
 def purity(y: np.ndarray, found: np.ndarray) -> float:
@@ -72,9 +73,9 @@ def clustering(z: np.ndarray, y: np.ndarray, *, k: int = 0, seed: int = 0, times
     from sklearn.cluster import KMeans
 
     k = k or len(np.unique(y))
-    if not 1 <= k <= len(z):
-        raise UserError(f"{k} clusters of {len(z)} rows: give 1 to {len(z)}")
-    if not np.isfinite(z).all():
-        raise UserError(f"{int((~np.isfinite(z)).sum())} features are NaN or infinite")
+    if not 1 <= k <= z.shape[0]:
+        raise UserError(f"{k} clusters of {z.shape[0]} rows: give 1 to {z.shape[0]}")
+    if not_finite(z):
+        raise UserError(f"{not_finite(z)} features are NaN or infinite")
     found = KMeans(k, n_init=10, random_state=seed).fit_predict(unit(z))
     return agreement(y, found, seed=seed, times=times)

@@ -89,11 +89,11 @@ def of_difference_over_seeds(
         raise UserError(f"differences need the same items: {a.shape} and {b.shape} values")
     rng, found = np.random.default_rng([seed, 1]), []
     for w in draws(a.shape[1], seed, times):
-        found.append(_of_seeds(w @ a.T / a.shape[1], rng) - _of_seeds(w @ b.T / a.shape[1], rng))
+        found.append(over_seeds(w @ a.T / a.shape[1], rng) - over_seeds(w @ b.T / a.shape[1], rng))
     return (float((a.mean(0) - b.mean(0)).mean()), *_quantiles(np.concatenate(found)))
 
 
-def _of_seeds(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def over_seeds(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Means over seeds drawn again, a draw a row. (B, S) -> (B,)"""
     n = values.shape[1]
     weight = rng.multinomial(n, np.full(n, 1 / n), len(values)) / n  # (B, S)

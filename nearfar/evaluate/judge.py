@@ -16,6 +16,7 @@ from nearfar.evaluate.clusters import clustering
 from nearfar.evaluate.probes import FEW_C, amount, few_label, knn, linear_probe
 from nearfar.evaluate.records import Judgement, Result
 from nearfar.evaluate.retrieval import retrieval
+from nearfar.evaluate.sparse import is_sparse, not_finite
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def _check_features(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray
 ) -> None:
     for name, (a, b) in features.items():
-        if len(a) != len(y_train) or len(b) != len(y_test):
-            raise UserError(f"{name}: {len(a)} and {len(b)} rows for {len(y_train)} and {len(y_test)} labels")
-        bad = int((~np.isfinite(a)).sum() + (~np.isfinite(b)).sum())
+        if a.shape[0] != len(y_train) or b.shape[0] != len(y_test):
+            raise UserError(f"{name}: {a.shape[0]} and {b.shape[0]} rows for {len(y_train)} and {len(y_test)} labels")
+        bad = not_finite(a) + not_finite(b)
         if bad:
             raise UserError(f"{name}: {bad} features are NaN or infinite: training diverged or the input is bad")
 
@@ -95,14 +96,15 @@ def _check_features(
 def evaluate(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]], y_train: np.ndarray, y_test: np.ndarray,
     classes: tuple[str, ...] | None = None, *, labels_per_class: tuple[int | str, ...] = (1, 5, 10), draws: int = 10,
-    seed: int = 0, k: int = 20, temperature: float = 0.07, more: bool = False,
+    seed: int = 0, k: int = 20, temperature: float = 0.07, more: bool = False, what: str = "image",
     progress: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:  # fmt: skip
-    """Judge embeddings given as ``{name: (train (N, d), test (M, d))}``.
+    """Judge embeddings given as ``{name: (train (N, d), test (M, d))}``, dense or, as TF-IDF is, SciPy's sparse.
 
     Columns: kNN and linear probe at few labels a class (means over draws, the same draws for every
     embedding), then kNN and linear probe on all labels (bootstrap intervals over test items). With ``more``, how test
     items retrieve and cluster among themselves, which fits nothing: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
+    ``what`` an item is, as the title says it.
 
     Where an item has several labels, ``y`` is (N, K) of zeros and ones, and the columns are mean and micro average
     precision, macro F1 and ranking average precision of kNN and linear probe on all labels; more in ``metrics``.
@@ -116,7 +118,7 @@ def evaluate(
     smallest = int(np.unique(y_train, return_counts=True)[1].min())
     scarce = [n for n in wanted if isinstance(n, int) and n > smallest]
     few = [n for n in wanted if n not in scarce]
-    notes = [f"{n} labels a class left out: a class has only {smallest} training images" for n in scarce]
+    notes = [f"{n} labels a class left out: a class has only {smallest} training {what}s" for n in scarce]
     cells, judgements = {}, {}
     for name, (a, b) in features.items():
         progress(name)
@@ -133,7 +135,7 @@ def evaluate(
         notes.append("retrieval and clustering left out: one test item has nothing to be ranked among")
     besides = {name: _besides(b, y_test, seed) for name, (_, b) in features.items()} if more and len(y_test) > 1 else {}
     protocol = _protocol(y_train, y_test, {
-        "title": f"accuracy on {len(y_test):,} test images, probes on {len(y_train):,} training images",
+        "title": f"accuracy on {len(y_test):,} test {what}s, probes on {len(y_train):,} training {what}s",
         "k": k, "temperature": temperature, "draws": draws, "seed": seed,
         "few labels": f"stratified by class, the same draws for every embedding; shares rounded, at least one a class; "
                       f"logistic on unit rows, C = {FEW_C:g}, fixed",
@@ -152,6 +154,8 @@ def _several(
     """Judge embeddings of items with several labels each."""
     multilabel.check(y_train, y_test)
     _check_features(features, y_train, y_test)
+    if held := [name for name, (a, b) in features.items() if is_sparse(a) or is_sparse(b)]:
+        raise UserError(f"{held[0]} is sparse, and items have several labels each: give dense rows")
     classes = tuple(map(str, range(y_train.shape[1]) if classes is None else classes))
     if len(classes) != y_train.shape[1]:
         raise UserError(f"{len(classes)} names for {y_train.shape[1]} classes: give one each")

@@ -12,13 +12,16 @@ from nearfar.evaluate import approximate
 from nearfar.evaluate.approximate import Neighbours
 from nearfar.evaluate.intervals import of_mean
 from nearfar.evaluate.records import Result
+from nearfar.evaluate.sparse import is_sparse, products, unit_rows
 
 ENGINES = ("auto", "exact", "faiss")
 EXACT_UP_TO = 10**13  # products
 
 
 def unit(z: np.ndarray) -> np.ndarray:
-    """Rows of length one (rows of zeros stay zero). (N, d) -> (N, d) float32"""
+    """Rows of length one (rows of zeros stay zero). (N, d) -> (N, d) float32, or CSR float64 of sparse rows"""
+    if is_sparse(z):
+        return unit_rows(z)
     z = np.asarray(z, dtype=np.float32)
     return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 
@@ -29,7 +32,8 @@ def neighbours(
     """The ``k`` rows of ``bank`` with the largest cosine to each query; ties go to the lower index.
 
     Args:
-        query: (Q, d). bank: (N, d). exclude_self: leave row i out for query i (query and bank are the same).
+        query: (Q, d). bank: (N, d), both dense or both SciPy's sparse.
+        exclude_self: leave row i out for query i (query and bank are the same).
         engine: as for :func:`find`.
 
     Returns indices (Q, k) and cosines (Q, k), falling.
@@ -51,17 +55,16 @@ def find(
     at most (extra ``faiss``); ``"auto"``, exact up to 10¹³ products Q · N · d, beyond that faiss where it is installed.
     """
     q, b = unit(query), unit(bank)
-    k = min(k, len(b) - exclude_self)
-    if engine_of(len(q), *b.shape, engine) == "faiss":
+    n, k = q.shape[0], min(k, b.shape[0] - exclude_self)
+    if not is_sparse(q) and engine_of(n, *b.shape, engine) == "faiss":
         return approximate.search(q, b, k, itself=exclude_self)
-    q, b = torch.from_numpy(q), torch.from_numpy(b)
-    index, cosine = np.empty((len(q), k), np.int64), np.empty((len(q), k), np.float32)
-    for at in range(0, len(q), chunk):
-        s = q[at : at + chunk] @ b.T  # (chunk, N)
+    of, index, cosine = products(q, b), np.empty((n, k), np.int64), np.empty((n, k), np.float32)
+    for at in range(0, n, chunk):
+        s = of(slice(at, at + chunk))  # (chunk, N)
         if exclude_self:
             rows = torch.arange(len(s))
             s[rows, at + rows] = -torch.inf
-        index[at : at + chunk], cosine[at : at + chunk] = _largest(s, k)
+        index[at : at + chunk], cosine[at : at + chunk] = largest(s, k)
     return Neighbours(index, cosine, "exact", 1.0)
 
 
@@ -75,7 +78,7 @@ def engine_of(queries: int, rows: int, dimensions: int, engine: str = "auto") ->
     return "faiss" if large and importlib.util.find_spec("faiss") is not None else "exact"
 
 
-def _largest(s: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+def largest(s: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k largest of each row, equals by the lower index. (Q, N) -> (Q, k), (Q, k)"""
     n = s.shape[1]
     values, index = s.topk(min(k + 1, n), dim=1)  # one more, to see a tie across the edge
@@ -116,7 +119,7 @@ def retrieval(
     own = bank is None
     bank, y_bank = (query, y_query) if own else (bank, y_bank)
     y_query, y_bank = np.asarray(y_query), np.asarray(y_bank)
-    n = len(bank) - own
+    n = bank.shape[0] - own
     for k in ks:
         if not 1 <= k <= n:
             raise UserError(f"recall@{k}: a query is ranked against {n} rows: give 1 to {n}")
@@ -126,12 +129,12 @@ def retrieval(
     rows = np.flatnonzero(relevant > 0)
     if not len(rows):
         raise UserError("no query has a row of its own class in the bank: nothing can be retrieved")
-    q, b = torch.from_numpy(unit(query)), torch.from_numpy(unit(bank))
+    of = products(unit(query), unit(bank))
     deep = int(max(max(ks), relevant.max()))
     parts: dict[str, list[np.ndarray]] = {}
     for at in range(0, len(rows), chunk):
         mine = rows[at : at + chunk]
-        s = q[mine] @ b.T  # (chunk, N)
+        s = of(mine)  # (chunk, N)
         same = torch.as_tensor(y_bank[None] == y_query[mine, None])
         if own:
             itself = torch.arange(len(mine)), torch.as_tensor(mine)
@@ -141,12 +144,12 @@ def retrieval(
         column, equal = torch.arange(s.shape[1]), s == best
         first = torch.where(same & equal, column, s.shape[1]).min(1, keepdim=True).values
         ahead += (equal & (column < first)).sum(1)  # equals: the lower index first
-        near, _ = _largest(s, min(deep, n))
+        near, _ = largest(s, min(deep, n))
         hit = y_bank[near] == y_query[mine, None]  # (chunk, deep)
         for name, values in _of_ranking(hit, relevant[mine], ks).items():
             parts.setdefault(name, []).append(values)
         parts.setdefault("MRR", []).append(1 / (1 + ahead.numpy()))
-    detail = {"queries": len(rows), "without": len(query) - len(rows), "bank": n}
+    detail = {"queries": len(rows), "without": query.shape[0] - len(rows), "bank": n}
     out = {}
     for name, values in parts.items():
         v = np.concatenate(values).astype(np.float64)

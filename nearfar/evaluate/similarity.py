@@ -8,12 +8,15 @@ from nearfar.errors import UserError
 from nearfar.evaluate.intervals import of_statistic
 from nearfar.evaluate.records import Result
 from nearfar.evaluate.retrieval import unit
+from nearfar.evaluate.sparse import is_sparse
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of each pair of rows, in float64. (N, d), (N, d) -> (N,)"""
+    """Cosine of each pair of rows, dense or sparse, in float64; 0 for a row of zeros. (N, d), (N, d) -> (N,)"""
     if a.shape != b.shape:
         raise UserError(f"pairs of different shapes: {a.shape} and {b.shape}")
+    if is_sparse(a):
+        return np.asarray(unit(a).multiply(unit(b)).sum(1), np.float64).ravel()
     return (unit(a).astype(np.float64) * unit(b)).sum(1)
 
 

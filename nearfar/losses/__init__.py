@@ -34,6 +34,7 @@ from nearfar.losses.proxies import (
     proxy_anchor,
     proxy_nca,
 )
+from nearfar.losses.scored import angle, cosent, matryoshka, pair_logistic, pair_margin, pair_regression
 from nearfar.losses.sigreg import sigreg
 from nearfar.losses.softmax import clip, cross_entropy, info_nce, nt_xent, sigmoid, sup_con
 from nearfar.losses.temperature import (
@@ -46,11 +47,11 @@ from nearfar.losses.triplet import triplet
 
 __all__ = [
     "ArcFace", "CosFace", "CrossBatchMemory", "LearntTemperature", "NormalizedSoftmax", "ProxyAnchor", "ProxyNCA",
-    "alignment", "alignment_uniformity", "arcface", "barlow_twins", "byol", "circle", "clip", "constant_temperature",
-    "cosface", "cosine_temperature", "cross_entropy", "dcl", "dclw", "debiased", "dino", "hard_negative", "in_chunks",
-    "info_nce", "lifted_structure", "linear_temperature", "logistic", "margin_contrastive", "mmcr",
-    "multi_similarity", "n_pair", "nca", "normalized_softmax", "nt_xent", "pair_probability",
-    "prototype_cross_entropy", "proxy_anchor", "proxy_nca", "sigmoid", "sigreg", "simsiam", "sinkhorn",
-    "soft_nearest_neighbour", "spectral", "spherical_kmeans", "sup_con", "swav", "triplet", "uniformity",
-    "update_centre", "vicreg", "vince", "w_mse",
+    "alignment", "alignment_uniformity", "angle", "arcface", "barlow_twins", "byol", "circle", "clip",
+    "constant_temperature", "cosent", "cosface", "cosine_temperature", "cross_entropy", "dcl", "dclw", "debiased",
+    "dino", "hard_negative", "in_chunks", "info_nce", "lifted_structure", "linear_temperature", "logistic",
+    "margin_contrastive", "matryoshka", "mmcr", "multi_similarity", "n_pair", "nca", "normalized_softmax", "nt_xent",
+    "pair_logistic", "pair_margin", "pair_probability", "pair_regression", "prototype_cross_entropy", "proxy_anchor",
+    "proxy_nca", "sigmoid", "sigreg", "simsiam", "sinkhorn", "soft_nearest_neighbour", "spectral", "spherical_kmeans",
+    "sup_con", "swav", "triplet", "uniformity", "update_centre", "vicreg", "vince", "w_mse",
 ]  # fmt: skip
