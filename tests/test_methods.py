@@ -1,4 +1,4 @@
-"""Every method there is a file for: it learns, resumes to the bit, is the same on two processes, says what it needs."""
+"""Every method on images: it learns, resumes to the bit, is the same on two processes, says what it needs."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from nearfar.learning import Hooks, checkpoint_of, fresh, learn
 from nearfar.training.engine import Engine, launch
 from nearfar.training.keeper import Keeper, checked
 
-NAMES = methods.names()
+NAMES = methods.names("image")
 UNLIKE = {"ibot"}  # methods whose encoder must be of a kind of its own: tested in their own files
 
 
@@ -129,8 +129,9 @@ def test_it_learns(name, digits, tmp_path):
     first = run._fresh().eval()
     spaces = {"trained": (run.embed(x[:800]), run.embed(x[800:]))}
     parts = [open_source(part).train for part in (x[:800], x[800:])]
-    build.calibrate(first, parts[0], (0.0, 255.0))
-    spaces["untrained"] = tuple(build.embed(first, p, (0.0, 255.0)) for p in parts)
+    given = build.input_of(parts[0])
+    build.calibrate(first, parts[0], given)
+    spaces["untrained"] = tuple(build.embed(first, p, given) for p in parts)
     got = evaluate(spaces, y[:800], y[800:])
     for column in ("1 label linear", "5 labels linear", "kNN"):  # labels are scarce: there the training must show
         assert got["trained"][column].value > got["untrained"][column].value + 0.02, column

@@ -25,6 +25,7 @@ from nearfar.losses import info_nce
 from nearfar.methods.parts import Progress, Step, positive, shares, unmeasured
 
 SUPERVISED = False
+CONTENT = "image"
 POLICY = ("simclr", "simclr-small")
 _PLAIN = {"colour": 0.0, "grey": 0.0}  # a picture's own cast of colour would give its patches away
 PRESETS = {

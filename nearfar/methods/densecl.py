@@ -31,6 +31,7 @@ from nearfar.views.geometry import places
 from nearfar.views.image import View
 
 SUPERVISED = False
+CONTENT = "image"
 POLICY = ("moco-v2", "simclr-small")
 PRESETS = {
     "small": {"settings": {"queue": 4096, "momentum": 0.99, "temperature": 0.1, "symmetric": True, "norm": "batch",

@@ -23,6 +23,7 @@ from nearfar.methods.dino import last_layer, projector
 from nearfar.methods.parts import Progress, Step, cosine, follow, positive, shares, twin, usage
 
 SUPERVISED = False
+CONTENT = "image"
 POLICY = ("dino", "dino-small")
 PRESETS = {
     "small": {"encoder": "timm:vit_tiny_patch16_224", "optim": {"lr": 0.001, "weight_decay": 0.04, "clip": 3.0},

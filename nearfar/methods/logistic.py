@@ -2,7 +2,8 @@
 
 The pairs' probability is σ(cos/τ + b), with τ and b learnt or given. SigLIP (Zhai, Mustafa, Kolesnikov, Beyer 2023,
 *Sigmoid Loss for Language Image Pre-Training*, arXiv:2303.15343) has this loss for images and texts, with one
-positive a row; here it is on images by their labels, the mean over all pairs of P classes with K images each.
+positive a row; here it is on images by their labels, the mean over all pairs of P classes with K images each. Given
+pairs or triplets of texts take the labels' place; of given pairs with scores each score is the probability to be told.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 from nearfar import dist
 from nearfar.errors import UserError
 from nearfar.losses import LearntTemperature, logistic
-from nearfar.methods.parts import Progress, Step, head, pairs_of_a_class, positive
+from nearfar.losses.scored import pair_logistic
+from nearfar.methods.parts import Progress, Step, head, ids_of, pairs_of_a_class, positive
 
 SUPERVISED = True
+PAIRS = SCORES = True
+NEGATIVES = True
 _LEAST = 0.01  # τ that is learnt stays above it
 PRESETS = {
     # a soft start at the odds of ten classes (trials on CIFAR-10's training images)
@@ -77,16 +81,22 @@ class Method(nn.Module):
     def project(self, features: Tensor) -> Tensor:
         return self.projector(features)  # (B, dim)
 
-    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor, progress: Progress) -> Step:
+    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
         c = self.config
-        h = self.encoder(views[0])  # (B, features)
-        z = self.project(h)  # (B, dim)
+        h = self.encoder(torch.cat(views))  # (V·B, features)
+        z = self.project(h)  # (V·B, dim)
         tau, bias = (self.temperature(), self.temperature.bias) if c.learn else (c.temperature, c.bias)
-        loss = logistic(z, labels, temperature=tau, bias=bias, positive_weight=c.positive_weight)
-        stats = {"chance": entropy(dist.gather(labels), c.positive_weight)}
+        if len(views) > 1 and labels is not None and labels.is_floating_point():
+            groups = index.repeat(len(views))  # (V·B,)
+            loss = pair_logistic(*z.split(len(index))[:2], labels, temperature=tau, bias=bias)
+            stats = {"chance": uncertainty(dist.gather(labels).mean())}
+        else:
+            groups = ids_of("logistic", views, index, labels)  # (V·B,)
+            loss = logistic(z, groups, temperature=tau, bias=bias, positive_weight=c.positive_weight)
+            stats = {"chance": entropy(dist.gather(groups), c.positive_weight)}
         if c.learn:
             stats |= {"temperature": tau.detach(), "bias": bias.detach()}
-        return Step(loss, h.detach(), z.detach(), labels, stats)
+        return Step(loss, h.detach(), z.detach(), groups, stats)
 
     def after_step(self, progress: Progress) -> None:
         """Nothing moves but by gradient."""
@@ -96,6 +106,11 @@ def entropy(labels: Tensor, weight: float) -> Tensor:
     """The least loss of one probability for all pairs. labels (N,), those of the batch -> ()"""
     counts, n = labels.unique(return_counts=True)[1], len(labels)
     share = (counts * (counts - 1)).sum() / max(1, n * (n - 1))  # of pairs that are of one class
+    return uncertainty(share, weight)
+
+
+def uncertainty(share: Tensor, weight: float = 1.0) -> Tensor:
+    """The least cross-entropy of one probability for all, a share of which, weighted so, is true. () -> ()"""
     a, b = weight * share, 1 - share
     p = a / (a + b)
     return -torch.special.xlogy(a, p) - torch.special.xlogy(b, 1 - p)

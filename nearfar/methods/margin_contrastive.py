@@ -4,20 +4,27 @@ Hadsell, Chopra, LeCun 2006, *Dimensionality Reduction by Learning an Invariant 
 similar pair, ½ max(0, m - D)² for a dissimilar one, D the Euclidean distance of the embeddings. Here over all pairs
 of a batch of P classes with K images each, positives and negatives weighing half each. Musgrave, Belongie, Lim 2020,
 *A Metric Learning Reality Check* (arXiv:2003.08505), found it level with what came after; they take D on the sphere.
+Given pairs or triplets of texts take the labels' place, with all others of the batch as dissimilar ones; given pairs
+with scores are taken one by one, as the paper has it, each similar or dissimilar by its score.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from nearfar import dist
 from nearfar.errors import UserError
 from nearfar.losses import margin_contrastive
 from nearfar.losses.rows import widened
-from nearfar.methods.parts import Progress, Step, head, pairs_of_a_class, positive
+from nearfar.losses.scored import pair_margin
+from nearfar.methods.parts import Progress, Step, head, ids_of, pairs_of_a_class, positive, shares
 
 SUPERVISED = True
+PAIRS = SCORES = True
+NEGATIVES = True
 PRESETS = {
     # a margin beyond all distances of a normalised embedding, so that every pair counts (trials on CIFAR-10's
     # training images)
@@ -38,6 +45,8 @@ class Config:
     """m, how far apart images of different classes are to be"""
     unit: bool = False
     """bring embeddings to length one first (the paper does not), so that distances are from 0 to 2"""
+    positive_above: float = 0.5
+    """of pairs with scores: the score from which on a pair is similar"""
     per_class: int = 4
     """K, images of each class in a batch"""
     depth: int = 1
@@ -53,6 +62,7 @@ class Config:
 
     def __post_init__(self) -> None:
         positive(self, "margin", "dim")
+        shares(self, "positive_above")
         if self.unit and self.margin > 2:
             raise UserError(f"margin {self.margin}: embeddings of length one are at most 2 apart")
         pairs_of_a_class(self)
@@ -69,12 +79,20 @@ class Method(nn.Module):
     def project(self, features: Tensor) -> Tensor:
         return self.projector(features)  # (B, dim)
 
-    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor, progress: Progress) -> Step:
-        h = self.encoder(views[0])  # (B, features)
-        z = widened(self.project(h), unit=self.config.unit)  # (B, dim)
-        loss = margin_contrastive(z, labels, margin=self.config.margin)
-        chance = self.config.margin**2 / 4  # all distances m/2, the best of those that are all alike
-        return Step(loss, h.detach(), z.detach(), labels, {"chance": chance})
+    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
+        c = self.config
+        h = self.encoder(torch.cat(views))  # (V·B, features)
+        z = widened(self.project(h), unit=c.unit)  # (V·B, dim)
+        if len(views) > 1 and labels is not None and labels.is_floating_point():
+            same = labels >= c.positive_above  # (B,)
+            loss = pair_margin(*z.split(len(index))[:2], same, margin=c.margin)
+            share = dist.gather(same).double().mean()
+            stats = {"chance": c.margin**2 / 2 * share * (1 - share)}  # all distances (1 - share)·m
+            return Step(loss, h.detach(), z.detach(), index.repeat(len(views)), stats)
+        groups = ids_of("margin-contrastive", views, index, labels)  # (V·B,)
+        loss = margin_contrastive(z, groups, margin=c.margin)
+        chance = c.margin**2 / 4  # all distances m/2, the best of those that are all alike
+        return Step(loss, h.detach(), z.detach(), groups, {"chance": chance})
 
     def after_step(self, progress: Progress) -> None:
         """Nothing moves but by gradient."""

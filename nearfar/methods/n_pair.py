@@ -3,21 +3,25 @@
 Sohn 2016, *Improved Deep Metric Learning with Multi-class N-pair Loss Objective* (NeurIPS 2016). Batches of N classes
 with two images each; a softmax over dot products of embeddings as they are, the positive against all negatives, and
 a penalty on the embeddings' squared length. Both images of a pair are anchors here, and the other classes' images
-all negatives; with more than two images of a class every positive is a problem of its own.
+all negatives; with more than two images of a class every positive is a problem of its own. Given pairs or triplets of
+texts take the labels' place: a pair is a class, and each explicit negative one of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from nearfar import dist
 from nearfar.errors import UserError
 from nearfar.losses import n_pair
-from nearfar.methods.parts import Progress, Step, head, pairs_of_a_class, positive
+from nearfar.methods.parts import Progress, Step, head, ids_of, pairs_of_a_class, positive
 
 SUPERVISED = True
+PAIRS = True
+NEGATIVES = True
 PRESETS = {
     # few dimensions of a normalised embedding, so that the softmax of dot products is soft (trials on CIFAR-10's
     # training images)
@@ -66,13 +70,16 @@ class Method(nn.Module):
     def project(self, features: Tensor) -> Tensor:
         return self.projector(features)  # (B, dim)
 
-    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor, progress: Progress) -> Step:
-        h = self.encoder(views[0])  # (B, features)
-        z = self.project(h)  # (B, dim)
-        loss = n_pair(z, labels, l2=self.config.l2)
-        counts = dist.gather(labels).unique(return_counts=True)[1]  # images of each class in the batch
-        chance = (counts * (counts.sum() - counts).log1p()).sum() / counts.sum()  # of embeddings of length 0
-        return Step(loss, h.detach(), z.detach(), labels, {"chance": chance})
+    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
+        groups = ids_of("n-pair", views, index, labels)  # (V·B,)
+        h = self.encoder(torch.cat(views))  # (V·B, features)
+        z = self.project(h)  # (V·B, dim)
+        loss = n_pair(z, groups, l2=self.config.l2)
+        counts = dist.gather(groups).unique(return_counts=True)[1]  # items of each class in the batch
+        anchors = counts * (counts > 1)  # those that have a positive
+        others = (counts.sum() - counts).log1p()  # the loss of embeddings of length 0
+        chance = (anchors * others).sum() / anchors.sum().clamp(min=1)
+        return Step(loss, h.detach(), z.detach(), groups, {"chance": chance})
 
     def after_step(self, progress: Progress) -> None:
         """Nothing moves but by gradient."""

@@ -74,6 +74,28 @@ def several_classes(method: str, classes: int) -> None:
         raise UserError(f"{method} tells classes apart: give labels of two or more, got {classes}")
 
 
+def pair_ids(index: Tensor, views: int) -> Tensor:
+    """Group ids of anchors, positives and explicit negatives, one after the other. index (B,) -> (views·B,)
+
+    Row i's anchor and positive have the id i; each of its explicit negatives, from the third view on, one of its own.
+
+    >>> pair_ids(torch.tensor([5, 7]), 3)
+    tensor([ 5,  7,  5,  7, -6, -8])
+    """
+    others = views - 2
+    return torch.cat([index, index, *(-1 - (index * others + k) for k in range(others))])
+
+
+def ids_of(method: str, views: list[Tensor], index: Tensor, labels: Tensor | None) -> Tensor:
+    """Group ids for methods that learn from labelled items or from given pairs and triplets: labels, or pair ids."""
+    if len(views) == 1:
+        return labels  # (B,)
+    if labels is not None and labels.is_floating_point():
+        raise UserError(f"{method} does not learn from scores: use --method cosent, angle, logistic or "
+                        "margin-contrastive")  # fmt: skip
+    return pair_ids(index, len(views))  # (V·B,)
+
+
 def head(features: int, config: object) -> nn.Sequential:
     """The projector of a config with depth, hidden, dim, norm and last_norm. (B, features) -> (B, dim)
 
@@ -162,7 +184,7 @@ class Bank(nn.Module):
 def encoded(encoder: nn.Module, views: list[Tensor]) -> Tensor:
     """Features of all views, those of one size in one pass, as multi-crop has it. V of (B, C, h, w) -> (V·B, d)
 
-    The views of a size stand next to each other: the large first, then the small.
+    The views of a size stand next to each other: the large first, then the small. Tokens (B, L) are of one size.
     """
     sizes = dict.fromkeys(v.shape[-2:] for v in views)
     return torch.cat([encoder(torch.cat([v for v in views if v.shape[-2:] == size])) for size in sizes])
@@ -190,10 +212,12 @@ def shuffled(encode: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Gen
     """
     if dist.world() == 1:
         return encode(x)
-    rows = [n for (n,) in dist.exchange([len(x)], x.device)]
+    rows, widths = zip(*dist.exchange([len(x), x.shape[-1]], x.device))
+    if not x.is_floating_point():  # tokens: the texts of another process may be longer
+        x = F.pad(x, (0, max(widths) - x.shape[-1]), value=-1)  # (B, L)
     order = torch.randperm(sum(rows), generator=generator).to(x.device)
     first, mine = sum(rows[: dist.rank()]), len(x)
     with torch.no_grad():
-        dealt = dist.gather(x, rows)[order[first : first + mine]]
-        z = dist.gather(encode(dealt), rows)  # (ΣB, d) in the dealt order
+        dealt = dist.gather(x, list(rows))[order[first : first + mine]]
+        z = dist.gather(encode(dealt), list(rows))  # (ΣB, d) in the dealt order
         return z[order.argsort()[first : first + mine]]

@@ -23,6 +23,7 @@ from nearfar.methods.inst_disc import Memory
 from nearfar.methods.parts import Progress, Step, head, positive, shares, unmeasured
 
 SUPERVISED = False
+CONTENT = "image"
 POLICY = ("moco-v1", "simclr-small")
 _VIEWS = [{}, {"crop_min": 0.6}]  # appendix A.1: patches come from a crop that keeps most of the picture
 PRESETS = {

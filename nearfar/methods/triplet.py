@@ -4,6 +4,7 @@ Hermans, Beyer, Leibe 2017, *In Defense of the Triplet Loss for Person Re-Identi
 of P classes with K images each; for every image its farthest positive and its nearest negative (batch-hard,
 equation 5), by Euclidean distance of embeddings as they are, with the soft margin log(1 + exp ·) or a hinge. Other
 minings: all triplets (equation 6), FaceNet's semi-hard (arXiv:1503.03832), distance-weighted (arXiv:1706.07567).
+Given pairs or triplets of texts take the labels' place: a pair is a class, and each explicit negative one of its own.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from nearfar.errors import UserError, nearest
 from nearfar.losses import triplet
-from nearfar.methods.parts import Progress, Step, head, pairs_of_a_class, positive
+from nearfar.methods.parts import Progress, Step, head, ids_of, pairs_of_a_class, positive
 
 SUPERVISED = True
+PAIRS = True
+NEGATIVES = True
 _MINING = ("hard", "all", "semi-hard", "distance-weighted")
 _METRICS = ("euclidean", "squared", "cosine-distance")
 PRESETS = {
@@ -76,14 +80,15 @@ class Method(nn.Module):
     def project(self, features: Tensor) -> Tensor:
         return self.projector(features)  # (B, dim)
 
-    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor, progress: Progress) -> Step:
+    def forward(self, views: list[Tensor], index: Tensor, labels: Tensor | None, progress: Progress) -> Step:
         c = self.config
-        h = self.encoder(views[0])  # (B, features)
-        z = self.project(h)  # (B, dim)
-        loss = triplet(z, labels, margin=None if c.soft else c.margin, mining=c.mining, metric=c.metric, unit=c.unit,
+        groups = ids_of("triplet", views, index, labels)  # (V·B,)
+        h = self.encoder(torch.cat(views))  # (V·B, features)
+        z = self.project(h)  # (V·B, dim)
+        loss = triplet(z, groups, margin=None if c.soft else c.margin, mining=c.mining, metric=c.metric, unit=c.unit,
                        generator=progress.generator)  # fmt: skip
         chance = math.log(2) if c.soft else c.margin  # where all distances are alike
-        return Step(loss, h.detach(), z.detach(), labels, {"chance": chance})
+        return Step(loss, h.detach(), z.detach(), groups, {"chance": chance})
 
     def after_step(self, progress: Progress) -> None:
         """Nothing moves but by gradient."""
