@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "train": "nearfar.pretrain", "load": "nearfar.run", "Run": "nearfar.run", "Recipe": "nearfar.recipe",
     "evaluate_model": "nearfar.foreign.judge", "Embedder": "nearfar.estimator", "UserError": "nearfar.errors",
-    "Transferred": "nearfar.transferred",
+    "Transferred": "nearfar.transferred", "export": "nearfar.exports",
 }  # fmt: skip
 __all__ = [*_WHERE, "__version__"]
 

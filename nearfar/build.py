@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nearfar import methods
-from nearfar.data import Source, Splits, hold_out, open_source, to_stderr
+from nearfar import methods, wording
+from nearfar.data import Source, Splits, open_source, to_stderr
 from nearfar.encoders import image_encoder
 from nearfar.encoders.norm import measured
 from nearfar.errors import UserError
 from nearfar.recipe import Recipe
+from nearfar.text import looks_like_text
 from nearfar.training.schedule import Pace
 from nearfar.views.image import ImageViews, plain
 from nearfar.views.policies import SUITS, choose, plan_of
 from nearfar.views.policy import as_views, check_channels, for_channels, lay_out
+from nearfar.wording import Words
 
 DEFAULT_MINUTES = 5.0
 _STANDARD = {(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)}
@@ -30,7 +32,7 @@ _STANDARD = {(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)}
 
 @dataclass(frozen=True)
 class Input:
-    """What the encoder takes: shape (H, W, C), and the raw values that stand for 0 and 1."""
+    """What an encoder of images takes: shape (H, W, C), and the raw values that stand for 0 and 1."""
 
     shape: tuple[int, int, int]
     low: float
@@ -44,9 +46,30 @@ class Input:
             return own
         return own if own == (0.0, 1.0) and mine in _STANDARD else mine
 
+    def ready(self, source: Source, index: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        """A source's images as the encoder takes them, without augmentation. -> (B, C, H, W) in [0, 1]"""
+        return plain(source.read(index), *self.range_for(source), device)
 
-def is_described(about: Any) -> bool:
+    def described(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def input_of(source: Source) -> Input | Words:
+    """What an encoder that is trained on a source takes."""
+    if source.origin is not None:
+        return Words(source.origin.tokenizer)
+    return Input(tuple(source.shape), float(source.low), float(source.high))
+
+
+def material(data: Source, recipe: Recipe) -> Source:
+    """What is trained on: the source itself, or what the method wants made of it."""
+    return wording.material(data, recipe) if data.origin is not None else data
+
+
+def is_described(about: Any, text: bool = False) -> bool:
     """Whether a checkpoint's record says what a model takes: shape and range of the images, classes, their number."""
+    if text:
+        return wording.is_described(about)
     try:
         shape, low, high = (about["input"][key] for key in ("shape", "low", "high"))
         sides = len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape)
@@ -59,14 +82,9 @@ def is_described(about: Any) -> bool:
 def split(splits: Splits, recipe: Recipe) -> tuple[Source, Source | None]:
     """The part that is trained on and the part that judges: the source's own, or one held out by the seed.
 
-    Without labels there is nothing to judge by, and all is trained on.
+    Without labels (of texts: scores, pairs) there is nothing to judge by, and all is trained on.
     """
-    if splits.test is not None or splits.train.labels is None or recipe.holdout == 0:
-        return splits.train, splits.test
-    train, test = hold_out(splits.train, recipe.holdout, recipe.seed)
-    if not len(train) or not len(test):
-        return splits.train, None
-    return splits.train.subset(train), splits.train.subset(test)
+    return wording.split(splits, recipe)
 
 
 def has_fast_bf16() -> bool:
@@ -88,15 +106,44 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
     """Fill in what was left open, so that the written recipe says all."""
     if recipe.batch > len(source):
         raise UserError(
-            f"batch {recipe.batch} is larger than the {len(source)} training images: "
+            f"batch {recipe.batch} is larger than the {len(source)} training {_items(recipe)}: "
             f"pass --batch {max(1, len(source) // 2)}"
         )
-    module = methods.module(recipe.method)
-    if module.SUPERVISED and source.labels is None:
-        raise UserError(f"{recipe.method} learns from labels and {recipe.source} has none: use --method simclr")
-    if module.SUPERVISED and len(np.unique(source.labels)) < 2:
+    _check_labels(recipe, source)
+    if recipe.is_text:
+        wording.check(recipe, source)
+    else:
+        recipe = _with_views(recipe, source)
+    no_budget = not (recipe.epochs or recipe.steps or recipe.minutes)
+    return recipe.changed(
+        settings=dataclasses.asdict(recipe.method_config()),
+        minutes=DEFAULT_MINUTES if no_budget else recipe.minutes,
+        precision=precision(recipe.precision),
+    )
+
+
+def _items(recipe: Recipe) -> str:
+    return "texts" if recipe.is_text else "images"
+
+
+def _check_labels(recipe: Recipe, source: Source) -> None:
+    """One line where a method wants labels that are not there."""
+    module, other = methods.module(recipe.method), "simcse" if recipe.is_text else "simclr"
+    paired = getattr(module, "PAIRS", False) and recipe.is_text and source.shape[0] > 1
+    if not module.SUPERVISED or paired:
+        return
+    if source.labels is None:
+        raise UserError(f"{recipe.method} learns from labels and {recipe.source} has none: use --method {other}")
+    if len(np.unique(source.labels)) < 2:
         raise UserError(f"{recipe.method} tells classes apart and all labels of {recipe.source} are the same: "
-                        "use --method simclr")  # fmt: skip
+                        f"use --method {other}")  # fmt: skip
+
+
+def _with_views(recipe: Recipe, source: Source) -> Recipe:
+    """The policy that suits the images, its values, and the settings that suit the policy."""
+    module, policy = methods.module(recipe.method), recipe.policy
+    if getattr(module, "CONTENT", "") == "text":
+        raise UserError(f"{recipe.method} learns from text alone and {recipe.source} has images: use --method simclr")
     policy = recipe.policy
     if policy == "auto":
         policy = choose(source.shape, source.hint, getattr(module, "POLICY", None))
@@ -104,17 +151,34 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
     views = as_views(for_channels(plan_of(policy, recipe.views), source.shape[2]))
     own = {f.name for f in dataclasses.fields(recipe.method_config())}
     suits = {k: v for k, v in SUITS.get(policy, {}).items() if k in own and k not in recipe.settings}
-    recipe = recipe.changed(settings=recipe.settings | suits)
-    no_budget = not (recipe.epochs or recipe.steps or recipe.minutes)
     height, width, _ = source.shape
     return recipe.changed(
         policy=policy,
         views=views,
-        settings=dataclasses.asdict(recipe.method_config()),
-        minutes=DEFAULT_MINUTES if no_budget else recipe.minutes,
+        settings=recipe.settings | suits,
+        encoder="cnn" if recipe.encoder == "auto" else recipe.encoder,
         image_size=height if height == width else recipe.image_size,
-        precision=precision(recipe.precision),
     )
+
+
+def with_encoder(recipe: Recipe, spec: Any) -> Recipe:
+    """The recipe with the encoder that suits what is to be learnt from, where it was left open."""
+    text = looks_like_text(spec)
+    if recipe.encoder == "auto":
+        alone = "transformer" if getattr(methods.module(recipe.method), "CONTEXT", False) else "bag"
+        return recipe.changed(encoder=alone if text else "cnn")
+    if text and not recipe.is_text:
+        raise UserError(f"--encoder {recipe.encoder} takes images and {_short(spec, 'what was given')} is text: use "
+                        "--encoder transformer, bag, gru or lstm")  # fmt: skip
+    return recipe
+
+
+def views(recipe: Recipe, given: Input | Words, method: Any, *, rank: int = 0, world: int = 1) -> Any:
+    """What makes a resolved recipe's views of a batch, as many as the method wants."""
+    if isinstance(given, Words):
+        return wording.views(recipe, method.encoder, method.views, rank=rank, world=world)
+    return image_views(recipe, given, method.views, small=getattr(method, "small_views", False), rank=rank,
+                       world=world)  # fmt: skip
 
 
 def image_views(
@@ -127,7 +191,7 @@ def image_views(
 
 
 def pace(recipe: Recipe, n: int) -> Pace:
-    """The budget over ``n`` training images."""
+    """The budget over ``n`` training items."""
     if recipe.pace:
         return Pace(segments=[list(row) for row in recipe.pace])
     steps = recipe.steps or math.ceil(recipe.epochs * max(1, n // recipe.batch))
@@ -148,27 +212,30 @@ def statistics(source: Source, limit: int = 10_000) -> tuple[Tensor, Tensor]:
 
 
 def model(
-    recipe: Recipe, shape: tuple[int, int, int], mean: Tensor, std: Tensor, classes: int, images: int
-) -> Any:
-    """The method's module with fresh weights, a function of the recipe's seed alone."""
+    recipe: Recipe, given: Input | Words, classes: int, images: int, mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> Any:  # fmt: skip
+    """The method's module with fresh weights, a function of the recipe's seed alone. mean, std: (C,), of images"""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        encoder = image_encoder(recipe.encoder, shape, mean, std, width=recipe.width)
+        if isinstance(given, Words):
+            encoder = wording.encoder(recipe, given)
+        else:
+            encoder = image_encoder(recipe.encoder, given.shape, mean, std, width=recipe.width)
         return methods.module(recipe.method).Method(encoder, recipe.method_config(), classes, images)
 
 
 @torch.no_grad()
 def embed(
-    method: Any, source: Source, values: tuple[float, float], *, project: bool = False, chunk: int = 512
-) -> np.ndarray:
-    """Features (or projections) of every image of a source, without augmentation. -> (N, d) float32"""
+    method: Any, source: Source, given: Input | Words, *, project: bool = False, chunk: int = 512
+) -> np.ndarray:  # fmt: skip
+    """Features (or projections) of every item of a source, without augmentation. -> (N, d) float32"""
     device = next(method.parameters()).device
     was = method.training
     method.eval()
     out = []
     for at in range(0, len(source), chunk):
-        x = plain(source.read(np.arange(at, min(at + chunk, len(source)))), *values, device)  # (B, C, H, W)
-        h = method.encoder(x)  # (B, features)
+        h = method.encoder(given.ready(source, np.arange(at, min(at + chunk, len(source))), device))  # (B, features)
         out.append((method.project(h) if project else h).float().cpu().numpy())
     method.train(was)
     return np.concatenate(out)
@@ -181,19 +248,21 @@ def raw_pixels(part: Source, values: tuple[float, float]) -> np.ndarray:
 
 
 @torch.no_grad()
-def calibrate(method: Any, source: Source, values: tuple[float, float], batches: int = 8) -> None:
-    """Measure BatchNorm's statistics on training images, so that an untrained encoder is judged at its best."""
+def calibrate(method: Any, source: Source, given: Input | Words, batches: int = 8) -> None:
+    """Measure BatchNorm's statistics on training items, so that an untrained encoder is judged at its best."""
     with measured(method), torch.random.fork_rng([]):
         torch.manual_seed(0)  # of stochastic depth
         for at in range(min(batches, max(1, len(source) // 128))):
-            x = plain(source.read(np.arange(at * 128, min((at + 1) * 128, len(source)))), *values)
-            method.encoder(x)
+            method.encoder(given.ready(source, np.arange(at * 128, min((at + 1) * 128, len(source)))))
 
 
 def open_like(
-    spec: Any, wanted: Input | None, recipe: Recipe, progress: Any = None, say: Callable[[str], None] = to_stderr
-) -> Splits:
-    """Open a source; where a run is given, at the run's size and channels, or one line that says why not."""
+    spec: Any, wanted: Input | Words | None, recipe: Recipe, progress: Any = None,
+    say: Callable[[str], None] = to_stderr,
+) -> Splits:  # fmt: skip
+    """Open a source; for a run by its tokeniser, or at its size and channels, or one line that says why not."""
+    if recipe.is_text:
+        return wording.open_like(spec, wanted, recipe, progress, say)
     size = recipe.image_size if wanted is None else (wanted.shape[0] if wanted.shape[0] == wanted.shape[1] else 0)
     grey = 0 if wanted is None else wanted.shape[2]
     own = str(spec) == recipe.source  # other pictures are taken whole
@@ -206,5 +275,5 @@ def open_like(
     return splits
 
 
-def _short(spec: Any) -> str:
-    return str(spec) if isinstance(spec, str | os.PathLike) else "the array"
+def _short(spec: Any, other: str = "the array") -> str:
+    return str(spec) if isinstance(spec, str | os.PathLike) else other

@@ -14,13 +14,13 @@ from tyro.conf import Positional, arg
 from nearfar.errors import Elsewhere, Preempted, UserError, nearest, one_line
 from nearfar.training.engine import Engine
 from nearfar.training.signals import EXIT_CODE
-from nearfar.verbs import compare, embed, evaluate, neighbours, predictors, say, transfer
+from nearfar.verbs import compare, embed, evaluate, export, mine, neighbours, predictors, say, transfer
 
 _KINDS = {"float": float, "int": int, "str": str, "bool": bool}
 
 
 def train(argv: list[str]) -> None:
-    """train an encoder on a source of images, judge it, and write a run's folder with report.html"""
+    """train an encoder on a source of images or texts, judge it, and write a run's folder with report.html"""
     from nearfar import recipe as recipes
     from nearfar.pretrain import train as do
 
@@ -70,7 +70,16 @@ def _start(argv: list[str]) -> Any:
 
     method, preset = _flag(argv, "--method") or "", _flag(argv, "--preset") or ""
     path = _flag(argv, "--recipe")
-    return recipes.turned(recipes.read(path), method, preset) if path else recipes.of(method or "simclr", preset)
+    if path:
+        return recipes.turned(recipes.read(path), method, preset)
+    return recipes.of(method or ("simcse" if _names_text(argv) else "simclr"), preset)
+
+
+def _names_text(argv: list[str]) -> bool:
+    """Whether the source, which is written first or last, is one of texts."""
+    from nearfar.text import looks_like_text
+
+    return any(not word.startswith("-") and looks_like_text(word) for word in (*argv[:1], *argv[-1:]))
 
 
 def _flag(argv: list[str], name: str) -> str | None:
@@ -99,12 +108,13 @@ def _train_flags(start: Any) -> type:
 
     views = _views_flags()
     config = start.method_config()
-    skip = ("source", "views", "settings", "optim", "pace")
+    skip = ("source", "views", "settings", "optim", "text", "pace")
     return dataclasses.make_dataclass("Train", [
         ("source", Positional[Annotated[str, arg(help=_help(Recipe, "source"))]], ""),
         *fields(Recipe, start, skip),
         *fields(type(config), config),
         ("optim", type(start.optim), start.optim),
+        ("text", type(start.text), start.text),
         ("views", views, dataclasses.field(default_factory=views)),
         ("out", Annotated[str, arg(help="the run's folder; runs/SOURCE-METHOD where left out")], ""),
         ("recipe", Annotated[str, arg(help="start from a recipe.toml or a run's folder")], ""),
@@ -216,8 +226,8 @@ def doctor() -> None:
         print(f"{module:16} {state:14} {gives}{fix}")
 
 
-_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, transfer, compare, predictors, report, neighbours,
-                                  methods, doctor)}  # fmt: skip
+_VERBS = {f.__name__: f for f in (train, views, embed, evaluate, export, transfer, compare, predictors, report,
+                                  neighbours, mine, methods, doctor)}  # fmt: skip
 
 
 def _first(text: str | None) -> str:

@@ -230,8 +230,8 @@ def _one(run: Run, data: Data, part: Any, settings: Settings, key: dict[str, Any
 
 def _encoder(run: Run, start: str, seed: int) -> torch.nn.Module:
     """A copy of the run's encoder, or one of its kind with weights that the seed draws."""
-    fresh = build.model(run.recipe.changed(seed=seed), run.input.shape, *_statistics(run), len(run.about["classes"]),
-                        run.about["images"]).encoder  # fmt: skip
+    fresh = build.model(run.recipe.changed(seed=seed), run.input, len(run.about["classes"]), run.about["images"],
+                        *_statistics(run)).encoder  # fmt: skip
     if start == "pre-trained":
         fresh.load_state_dict(run.encoder.state_dict())
     return fresh

@@ -1,4 +1,4 @@
-"""A scikit-learn transformer: images in, embeddings out."""
+"""A scikit-learn transformer: images or texts in, embeddings out."""
 
 from __future__ import annotations
 
@@ -11,39 +11,44 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nearfar import build
 from nearfar import recipe as recipes
-from nearfar.data import open_source
 from nearfar.errors import UserError
 from nearfar.learning import Hooks, fresh, learn
+from nearfar.text import TextOptions
 
 
 class Embedder(TransformerMixin, BaseEstimator):
-    """Learn an embedding of images and map images to it; works in a ``Pipeline``.
+    """Learn an embedding of images or texts and map them to it; works in a ``Pipeline``.
 
     Args:
         method, encoder, width, epochs, batch, policy, settings, views, optim: as in
-            :class:`nearfar.recipe.Recipe`; ``batch`` is lowered to the number of images where there are fewer.
-        epochs: passes over the images (a count, not minutes, so that a fit is repeatable).
+            :class:`nearfar.recipe.Recipe`; ``batch`` is lowered to the number of items where there are fewer.
+        text: changes to :class:`nearfar.text.TextOptions`.
+        epochs: passes over the items (a count, not minutes, so that a fit is repeatable).
         image_shape: (H, W) or (H, W, C) of rows that are flattened images. Where it is None, rows of a square
             number of values are square grey images, and others strips one pixel high.
         random_state: the seed, or a ``RandomState`` to draw it from.
 
     ``fit(X)`` takes (N, H, W), (N, H, W, C) or flattened (N, H·W·C); uint8, or floats, whose range in ``fit``
-    stands for black to white. Attributes: ``n_features_in_`` (for flattened rows), ``shape_``, ``recipe_``.
+    stands for black to white; or a list of texts. Attributes: ``n_features_in_`` (for flattened
+    rows), ``shape_`` (of images), ``recipe_``.
 
     >>> from sklearn.datasets import load_digits
     >>> X = load_digits().images[:64]
     >>> Embedder(epochs=1, batch=32).fit(X).transform(X[:3]).shape
     (3, 256)
+    >>> texts = [f"{kind} {i} of the {kind}s" for kind in ("boat", "bank") for i in range(40)]
+    >>> Embedder(encoder="bag", width=16, epochs=1, batch=20, text={"vocabulary": 60}).fit_transform(texts).shape
+    (80, 16)
     """
 
     def __init__(
-        self, method: str = "simclr", encoder: str = "cnn", width: int = 0, epochs: float = 20, batch: int = 256,
+        self, method: str = "simclr", encoder: str = "auto", width: int = 0, epochs: float = 20, batch: int = 256,
         policy: str = "auto", settings: dict | None = None, views: dict | list | None = None, optim: Any = None,
-        image_shape: tuple[int, ...] | None = None, random_state: Any = 0,
+        text: dict | None = None, image_shape: tuple[int, ...] | None = None, random_state: Any = 0,
     ) -> None:  # fmt: skip
         self.method, self.encoder, self.width, self.epochs = method, encoder, width, epochs
         self.batch, self.policy, self.settings, self.views, self.optim = batch, policy, settings, views, optim
-        self.image_shape, self.random_state = image_shape, random_state
+        self.text, self.image_shape, self.random_state = text, image_shape, random_state
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -77,18 +82,22 @@ class Embedder(TransformerMixin, BaseEstimator):
         from nearfar import methods
         from nearfar.training.optim import Optim
 
-        images = self._images(X, fitting=True)
         labels = y if methods.module(self.method).SUPERVISED else None
-        source = open_source((images, labels) if labels is not None else images).train
+        texts = _texts(X)
+        images = self._images(X, fitting=True) if texts is None else texts
+        given = (images, labels) if labels is not None else images
         state = self.random_state
         seed = state if isinstance(state, int | np.integer) else np.random.default_rng().integers(2**31)
         if isinstance(state, np.random.RandomState):
             seed = state.randint(2**31)
         recipe = recipes.of(
             self.method, source="array", encoder=self.encoder, width=self.width, epochs=float(self.epochs),
-            batch=min(self.batch, len(source)), policy=self.policy, settings=dict(self.settings or {}),
+            batch=min(self.batch, len(images)), text=TextOptions(**(self.text or {})), holdout=0.0,
+            policy=self.policy, settings=dict(self.settings or {}),
             views=self.views or {}, optim=Optim(**(self.optim or {})), seed=int(seed),
         )  # fmt: skip
+        recipe = build.with_encoder(recipe, given)
+        source = build.open_like(given, None, recipe).train
         recipe = build.resolve(recipe, source)
         learnt = learn(source, recipe, fresh(source, recipe), Hooks(show=False))
         self.shape_, self.recipe_, self.input_ = tuple(source.shape), learnt.recipe, learnt.input
@@ -98,10 +107,18 @@ class Embedder(TransformerMixin, BaseEstimator):
     def transform(self, X: Any) -> np.ndarray:
         """Features before the projector. -> (N, features) float32"""
         check_is_fitted(self, "model_")
-        images = self._images(X, fitting=False)
-        source = open_source(images).train
-        return build.embed(self.model_, source, self.input_.range_for(source))
+        texts = _texts(X)
+        given = self._images(X, fitting=False) if texts is None else texts
+        source = build.open_like(given, self.input_, self.recipe_.changed(image_size=0)).train
+        return build.embed(self.model_, source, self.input_)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         check_is_fitted(self, "model_")
         return np.array([f"nearfar{i}" for i in range(self.model_.encoder.features)], dtype=object)
+
+
+def _texts(x: Any) -> list[str] | None:
+    """A list of texts, where that is what was given: a list, or a column of one."""
+    named = getattr(getattr(x, "dtype", None), "kind", "") == "O"  # a column of pandas or NumPy
+    held = x.tolist() if named else x if isinstance(x, list | tuple) else None
+    return list(held) if held and all(isinstance(t, str) for t in held) else None

@@ -33,11 +33,11 @@ class Spaces:
     def untrained(self) -> Any:
         """The same encoder with its first weights, BatchNorm's statistics measured on training images."""
         method = self.run._fresh()
-        build.calibrate(method, self.train, self.run.input.range_for(self.train))
+        build.calibrate(method, self.train, self.run.input)
         return method
 
     def _embed(self, method: Any, part: Source, project: bool = False) -> np.ndarray:
-        return build.embed(method, part, self.run.input.range_for(part), project=project)
+        return build.embed(method, part, self.run.input, project=project)
 
     @cached_property
     def _pairs(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -89,31 +89,40 @@ class Spaces:
                     out[name][side].append(z[name])
         return {n: (np.concatenate(a), np.concatenate(b)) for n, (a, b) in out.items()}
 
-    def geometry(self) -> dict[str, dict[str, float]]:
-        """Label-free measures of each space, on the shown images; LiDAR from two views of at most 1,000 of them."""
-        out = {}
-        for name, (a, b) in self.two_views.items():
-            z = self.on_shown(name)[self.sample]
-            out[name] = {"effective_rank": geometry.effective_rank(z), "dimensions": z.shape[1],
-                         "alignment": geometry.alignment(a, b), "uniformity": geometry.uniformity(z),
-                         "rankme": geometry.rankme(z), "alpha_req": geometry.alpha_req(z),
-                         "lidar": geometry.lidar(np.stack([a, b], 1)) if len(a) > 1 else 0.0}  # fmt: skip
-            out[name] = {k: v if np.isfinite(v) else None for k, v in out[name].items()}  # JSON has no NaN
-        return out
+    def appearance(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What the report shows of these images, and of a few of their views."""
+        part = self.shown
+        return {"thumbs": thumbs(part.read(rows), *self.run.input.range_for(part)),
+                "names": np.array([str(part.names[i]) for i in rows]),
+                **views_sheet(self.run, part, rows[:_ORIGINALS])}  # fmt: skip
 
-    def notes(self) -> list[str]:
-        """What a reader of the numbers must know: were test images trained on?"""
-        if self.test is None:
-            return []
-        path = self.run.folder / "seen.npy"
-        try:
-            seen = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return [f"{path.name} is missing: cannot tell whether test images were trained on"]
-        copies = int(np.isin(self.test.item_hashes, seen).sum())
-        if not copies:
-            return ["no test image is among the images the encoder was trained on"]
-        return [f"{copies} of {len(self.test)} test images are exact copies of images the encoder was trained on"]
+
+def geometry_of(spaces: Any) -> dict[str, dict[str, float]]:
+    """Label-free measures of each space, on the shown items; LiDAR from two views of at most 1,000 of them."""
+    out = {}
+    for name, (a, b) in spaces.two_views.items():
+        z = spaces.on_shown(name)[spaces.sample]
+        out[name] = {"effective_rank": geometry.effective_rank(z), "dimensions": z.shape[1],
+                     "alignment": geometry.alignment(a, b), "uniformity": geometry.uniformity(z),
+                     "rankme": geometry.rankme(z), "alpha_req": geometry.alpha_req(z),
+                     "lidar": geometry.lidar(np.stack([a, b], 1)) if len(a) > 1 else 0.0}  # fmt: skip
+        out[name] = {k: v if np.isfinite(v) else None for k, v in out[name].items()}  # JSON has no NaN
+    return out
+
+
+def notes_of(spaces: Any, what: str = "image") -> list[str]:
+    """What a reader of the numbers must know: were test items trained on?"""
+    if spaces.test is None:
+        return []
+    path = spaces.run.folder / "seen.npy"
+    try:
+        seen = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return [f"{path.name} is missing: cannot tell whether test {what}s were trained on"]
+    copies = int(np.isin(spaces.test.item_hashes, seen).sum())
+    if not copies:
+        return [f"no test {what} is among the {what}s the encoder was trained on"]
+    return [f"{copies} of {len(spaces.test)} test {what}s are exact copies of {what}s the encoder was trained on"]
 
 
 def thumbs(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -135,11 +144,11 @@ def views_sheet(run: Run, part: Source, rows: np.ndarray) -> dict[str, np.ndarra
     return {"views_original": thumbs(content, low, high), "views": stacked, "views_text": np.array(text)}
 
 
-def write(path: Path, spaces: Spaces, pictures: Mapping[str, np.ndarray] = {}) -> None:
+def write(path: Path, spaces: Any, pictures: Mapping[str, np.ndarray] = {}) -> None:
     """Gather everything, with pictures that were made already, and write it, whole or not at all."""
     shown, rows = spaces.shown, spaces.sample
     if not len(rows):
-        raise UserError("no images to show")
+        raise UserError("nothing to show")
     z = spaces.on_shown("nearfar")[rows]
     queries = np.linspace(0, len(rows) - 1, min(_QUERIES, len(rows))).astype(np.int64)
     near, cosine = neighbours(z[queries], z, min(_NEAR + 1, len(z)))
@@ -147,9 +156,7 @@ def write(path: Path, spaces: Spaces, pictures: Mapping[str, np.ndarray] = {}) -
     labels = np.full(len(rows), -1) if shown.labels is None else shown.labels[rows]
     held = {
         "features": z.astype(np.float16),
-        "thumbs": thumbs(shown.read(rows), *spaces.run.input.range_for(shown)),
         "labels": labels,
-        "names": np.array([str(shown.names[i]) for i in rows]),
         "classes": np.array(shown.classes or (), dtype=str),
         "map": geometry.map2d(z).astype(np.float32),
         "neighbours": np.concatenate([queries[:, None], _without(near, cosine, queries)[0]], 1),
@@ -158,7 +165,7 @@ def write(path: Path, spaces: Spaces, pictures: Mapping[str, np.ndarray] = {}) -
         "spectrum": geometry.spectrum(z),
         "spectrum_untrained": geometry.spectrum(spaces.on_shown("untrained encoder")[rows]),
         "spectrum_projection": geometry.spectrum(spaces.on_shown("projection")[rows]),
-        **views_sheet(spaces.run, shown, rows[: min(_ORIGINALS, len(rows))]),
+        **spaces.appearance(rows),
         **pictures,
     }  # fmt: skip
     side = path.with_name(f".{path.name}.tmp.npz")

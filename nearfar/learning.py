@@ -23,9 +23,10 @@ from nearfar.training.loop import Clock, Loop
 from nearfar.training.memory import keep_freed
 from nearfar.training.progress import Bar
 from nearfar.training.watch import OnlineKNN
+from nearfar.wording import Words
 
 ALONE = Engine()  # one process
-_WATCHED = 500  # held-out images that are looked at while it trains
+_WATCHED = 500  # held-out items that are looked at while it trains
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Learnt:
 
     method: Any
     recipe: Recipe
-    input: Input
+    input: Input | Words
     clock: Clock
     pace: Any
     findings: list[Finding]
@@ -54,24 +55,27 @@ class Hooks:
     study: Callable[[Any, int], str] = lambda batch, step: ""
 
 
-def fresh(train: Source, recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Any:
+def fresh(
+    train: Source, recipe: Recipe, say: Callable[[str], None] = lambda text: None, given: Any = None
+) -> Any:  # fmt: skip
     """The untrained method for a source, by a resolved recipe."""
-    mean, std = build.statistics(train)
-    if float(std.max()) < 1e-4:
+    statistics = () if recipe.is_text else build.statistics(train)
+    if statistics and float(statistics[1].max()) < 1e-4:
         say("all training images look the same: there is nothing to tell apart")
-    return build.model(recipe, tuple(train.shape), mean, std, len(train.classes or ()), len(train))
+    return build.model(recipe, given or build.input_of(train), len(train.classes or ()), len(train), *statistics)
 
 
 def loader_of(train: Source, recipe: Recipe, method: Any, engine: Engine = ALONE) -> Loader:
     """This process's batches; raises ``UserError`` where a batch does not divide among the processes."""
+    pairs = len(train.shape) == 2 and train.shape[0] > 1  # which bring their positives with them
     return Loader(train, recipe.batch // recipe.accumulate, recipe.seed, dist.rank(), dist.world(),
-                  per_class=getattr(method, "per_class", 0), workers=engine.workers)  # fmt: skip
+                  per_class=0 if pairs else getattr(method, "per_class", 0), workers=engine.workers)  # fmt: skip
 
 
 def learn(
     train: Source, recipe: Recipe, method: Any, hooks: Hooks = Hooks(), *, engine: Engine = ALONE,
     fabric: Any = None, views: Callable[..., list[torch.Tensor]] | None = None, held_out: Source | None = None,
-    start: Checkpoint | None = None, rows: list[dict] | None = None,
+    start: Checkpoint | None = None, rows: list[dict] | None = None, given: Input | Words | None = None,
 ) -> Learnt:  # fmt: skip
     """Train on a source by a resolved recipe; everything random comes from the recipe's seed.
 
@@ -81,10 +85,11 @@ def learn(
         held_out: where it and ``train`` have labels, is embedded at about ten points for an online kNN, by which no
             weight moves.
         fabric: launched; left out, ``engine`` launches one.
+        given: what the encoder takes, where the source does not say.
         start: a checkpoint to go on from, with the ``rows`` that had been logged until then.
     """
     fabric = fabric or launch(engine, recipe.precision)
-    given = Input(tuple(train.shape), float(train.low), float(train.high))
+    given = given or build.input_of(train)
     if dist.world() > 1 and getattr(method, "batch_norm", "whole") != "own":
         synchronise(method)
     shape(method, engine)
@@ -95,8 +100,7 @@ def learn(
     if fabric.device.type == "cpu":
         keep_freed()
     if views is None:
-        views = build.image_views(recipe, given, method.views, small=getattr(method, "small_views", False),
-                                  rank=dist.rank(), world=dist.world())  # fmt: skip
+        views = build.views(recipe, given, method, rank=dist.rank(), world=dist.world())
     loader = loader_of(train, recipe, method, engine)
     pace = build.pace(recipe, len(train))
     doctor = Doctor(_facts(recipe, train), hooks.tell)
@@ -131,8 +135,8 @@ def _facts(recipe: Recipe, train: Source) -> Facts:
                  len(train.classes or ()) if supervised else 0)  # fmt: skip
 
 
-def _online_knn(method: Any, train: Source, held_out: Source | None, given: Input) -> OnlineKNN | None:
-    """A judge on at most 500 held-out images, evenly taken, where there are labels."""
+def _online_knn(method: Any, train: Source, held_out: Source | None, given: Input | Words) -> OnlineKNN | None:
+    """A judge on at most 500 held-out items, evenly taken, where there are labels."""
     if held_out is None or train.labels is None or held_out.labels is None:
         return None
     part = held_out.subset(np.unique(np.linspace(0, len(held_out) - 1, _WATCHED).astype(np.int64)))
@@ -141,7 +145,7 @@ def _online_knn(method: Any, train: Source, held_out: Source | None, given: Inpu
         sharded = hasattr(method, "unshard")
         if sharded:
             method.unshard()
-        features = build.embed(method, part, given.range_for(part))
+        features = build.embed(method, part, given)
         if sharded:
             method.reshard()
         return features

@@ -15,7 +15,7 @@ from nearfar.data import Source
 from nearfar.environment import describe_environment
 from nearfar.errors import UserError
 from nearfar.recipe import Recipe
-from nearfar.run import CHECKPOINTS, SKIPPED, skipped_lines
+from nearfar.run import CHECKPOINTS, SKIPPED, TOKENIZER, skipped_lines
 from nearfar.training.checkpoint import write_bytes
 from nearfar.training.engine import Engine
 from nearfar.training.lock import alone
@@ -56,6 +56,8 @@ def make(
         write_bytes(side / "recipe.toml", recipes.to_toml(recipe))
         write_bytes(side / "engine.json", json.dumps(dataclasses.asdict(engine), indent=1))
         write_bytes(side / "environment.json", json.dumps(describe_environment(), indent=1))
+        if data.origin is not None:
+            write_bytes(side / TOKENIZER, data.origin.tokenizer.to_json())
         np.save(side / "seen.npy", data.item_hashes)
         write_bytes(side / SKIPPED, skipped_lines(data, test))
         (side / "doctor.jsonl").touch()  # empty: watched, and nothing found

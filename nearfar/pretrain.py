@@ -23,6 +23,7 @@ from nearfar.learning import Hooks, Learnt, checkpoint_of, fresh, learn, loader_
 from nearfar.places import free_name, make, refuse_if_used, restarted, restarted_in
 from nearfar.recipe import Recipe
 from nearfar.run import CHECKPOINTS, Run, tell_skipped
+from nearfar.text import looks_like_text
 from nearfar.training import keeper
 from nearfar.training.checkpoint import write_bytes
 from nearfar.training.chunks import out_of_memory
@@ -47,7 +48,8 @@ def train(
     """Train, judge and report; returns the run.
 
     Args:
-        source: what the command line takes, or arrays ``(N, H, W[, C])``, or ``(images, labels)``.
+        source: what the command line takes, or arrays ``(N, H, W[, C])``, or ``(images, labels)``; or a list of texts,
+            of pairs or triplets of texts, or ``(texts, labels)`` or ``(pairs, scores)``.
         out: the run's folder; ``runs/SOURCE-METHOD`` where it is left out.
         resume: a run's folder to go on with, to the bit, from its last good checkpoint, by its own recipe; ``source``
             is wanted only where it lies elsewhere now or was an array.
@@ -91,16 +93,21 @@ def train(
 
 def _recipe(source: Any, recipe: Any, method: str, preset: str, changes: dict[str, Any]) -> Recipe:
     base = recipe if isinstance(recipe, Recipe) else recipes.read(recipe) if recipe else None
-    base = recipes.of(method or "simclr", preset) if base is None else recipes.turned(base, method, preset)
+    if base is None:
+        base = recipes.of(method or ("simcse" if looks_like_text(source) else "simclr"), preset)
+    else:
+        base = recipes.turned(base, method, preset)
     if any(name in changes for name in _BUDGETS):  # a new budget takes the old one's place
         changes = dict.fromkeys(_BUDGETS, 0) | {"pace": ()} | changes
     if source is not None:
         changes["source"] = str(source) if isinstance(source, str | os.PathLike) else "array"
+    spec = changes.get("source") if source is None else source
     known = {f.name for f in dataclasses.fields(Recipe)}
     for key in changes:
         if key not in known:
             raise UserError(f"unknown setting {key!r}{recipes.nearest(key, known | _ENGINE)}")
-    return base.changed(**changes)
+    base = base.changed(**changes)
+    return build.with_encoder(base, base.source if spec is None else spec)
 
 
 def _engine_of(folder: Path, wanted: dict[str, Any]) -> Engine:
@@ -154,6 +161,8 @@ class Started:
     say: Say
     show: bool | None
     begun: float
+    given: Any = None  # what the encoder takes, once it is known
+    material: Any = None  # what is trained on: the source, or pairs made of it
 
     def begin(self, source: Any, force: bool) -> tuple[Source, Source | None, Any]:
         """A new run's folder; what it is to be trained with."""
@@ -172,6 +181,8 @@ class Started:
             at = _together(lambda: keeper.newest(checkpoints, self.say))
         if at is not None and at.about["training"] is None:
             return self._finished(at, source, evaluate)
+        if at is not None and self.recipe.is_text:
+            self.given = Run(self.folder).input  # its tokeniser
         data, test, method = _together(lambda: self._opened(self.recipe.source if source is None else source))
         if at is not None and at.about["fingerprint"] != data.fingerprint():
             raise UserError(f"{data.spec} is not what {self.folder} was trained on until now (its fingerprint is "
@@ -196,13 +207,14 @@ class Started:
     def _opened(self, source: Any) -> tuple[Source, Source | None, Any]:
         """Data to train on and to judge by, and the untrained method: whatever cannot be built fails here."""
         with bar_for_decoding(self.show) as progress:
-            splits = build.open_like(source, None, self.recipe, progress, self.say)
+            splits = build.open_like(source, self.given, self.recipe, progress, self.say)
         for part in (splits.train, splits.test):
             tell_skipped(part, self.say)
         data, test = build.split(splits, self.recipe)
-        self.recipe = build.resolve(self.recipe, data)
-        method = fresh(data, self.recipe, self.say)
-        loader_of(data, self.recipe, method)
+        self.material, self.given = build.material(data, self.recipe), build.input_of(data)
+        self.recipe = build.resolve(self.recipe, self.material)
+        method = fresh(self.material, self.recipe, self.say, self.given)
+        loader_of(self.material, self.recipe, method)
         return data, test, method
 
     def train(
@@ -211,8 +223,7 @@ class Started:
         """Train, write the last checkpoint, judge."""
         first, folder = not dist.rank(), self.folder
         keep = keeper.Keeper(folder / CHECKPOINTS, self.engine.keep, self.say) if first else None
-        about = {"input": dataclasses.asdict(build.Input(tuple(data.shape), float(data.low), float(data.high))),
-                 "classes": list(data.classes or ()), "images": len(data),
+        about = {"input": self.given.described(), "classes": list(data.classes or ()), "images": len(self.material),
                  "fingerprint": data.fingerprint()}  # fmt: skip
         metrics = MetricsFile(folder, at.about["metrics"] if at else 0) if first else None
 
@@ -236,8 +247,9 @@ class Started:
             hooks = Hooks(metrics.write if first else lambda row: None, self.show, self.say, self._tell(at, metrics),
                           save, lambda: signals.caught, self._study)  # fmt: skip
             try:
-                learnt = learn(data, self.recipe, method, hooks, engine=self.engine, fabric=self.fabric, held_out=test,
-                               start=at, rows=metrics.rows if first else None)  # fmt: skip
+                learnt = learn(self.material, self.recipe, method, hooks, engine=self.engine, fabric=self.fabric,
+                               held_out=test, start=at, rows=metrics.rows if first else None,
+                               given=self.given)  # fmt: skip
                 if learnt.pace.done(learnt.loop.step):
                     save(learnt.loop, final=True)
             finally:

@@ -10,12 +10,16 @@ from typing import Any
 from nearfar import methods
 from nearfar.data import limits
 from nearfar.data.source import shown
+from nearfar.encoders.words import is_text
 from nearfar.errors import UserError, at_least, brief, nearest, one_line
+from nearfar.text.options import TextOptions
 from nearfar.training.optim import Optim
 from nearfar.views.policies import POLICIES
 from nearfar.views.policy import ImagePolicy
 
-_TABLES = ("settings", "views", "optim")
+_TABLES = ("settings", "views", "optim", "text")
+_RECORDS = {"optim": Optim, "text": TextOptions}  # tables that are records of their own
+_OF_IMAGES = ("image_size", "patch", "long_side", "policy")
 
 
 @dataclass(frozen=True)
@@ -23,21 +27,23 @@ class Recipe:
     """What is trained, on what, how, and for how long. Recipe, seed and data decide the result."""
 
     source: str = "digits"
-    """a folder of images or of tar shards, .npy, .npz, IDX file, torchvision:NAME, hf:NAME or digits"""
+    """images: a folder of them or of tar shards, .npy, .npz, IDX file, torchvision:NAME, hf:NAME or digits; text: .txt,
+    .csv, .tsv, .jsonl, .parquet, a folder or .zip of text files, text:hf:NAME or pydoc"""
     method: str = "simclr"
     """what is learnt from: see `nearfar methods`"""
-    encoder: str = "cnn"
-    """cnn, resnet10, resnet18, torchvision:NAME or timm:NAME"""
+    encoder: str = "auto"
+    """images: cnn, resnet10, resnet18, torchvision:NAME or timm:NAME; text: transformer, bag, gru, lstm,
+    transformers:NAME or :FOLDER; auto: cnn; for text bag, or transformer where a method wants words in context"""
     width: int = 0
-    """channels of the first layer of our own encoders; 0: their default"""
+    """channels of the first layer of our own encoders, or of a token; 0: their default"""
     epochs: float = 0.0
-    """budget in passes over the training images"""
+    """budget in passes over the training items"""
     steps: int = 0
     """budget in optimiser steps"""
     minutes: float = 0.0
     """budget in minutes of training; 5 where no budget is given"""
     batch: int = 256
-    """images a step"""
+    """images or texts a step"""
     accumulate: int = 1
     """parts of a batch that pass one after the other before a step, each contrasted within itself"""
     seed: int = 0
@@ -51,7 +57,7 @@ class Recipe:
     holdout: float = 0.2
     """share of a labelled source without a test split that is kept out of training to judge by; 0: none"""
     max_bad: float = 0.05
-    """largest share of unreadable images that is put up with"""
+    """largest share of unreadable images, or lines of text, that is put up with"""
     policy: str = "auto"
     """augmentation policy: auto, or one that `nearfar views --help` lists"""
     precision: str = "auto"
@@ -61,6 +67,7 @@ class Recipe:
     settings: dict[str, Any] = field(default_factory=dict)
     """the method's own settings; after resolving, all of them"""
     optim: Optim = field(default_factory=Optim)
+    text: TextOptions = field(default_factory=TextOptions)
     pace: tuple[tuple[float, float, float], ...] = ()
     """written by a finished run that was timed: its steps' shares of the budget, so that it can be rerun"""
 
@@ -87,6 +94,11 @@ class Recipe:
         object.__setattr__(self, "pace", tuple(tuple(map(float, row)) for row in self.pace))
         config(**self.settings)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether texts are learnt from, which the encoder decides."""
+        return is_text(self.encoder)
+
     def method_config(self) -> Any:
         """The method's ``Config`` with this recipe's settings."""
         return methods.module(self.method).Config(**self.settings)
@@ -106,7 +118,7 @@ def of(method: str, preset: str = "", **changes: Any) -> Recipe:
     if preset not in held:
         raise UserError(f"{method} has no preset {brief(preset)}{nearest(preset, held)}")
     values = dict(held[preset]) | {"method": method}
-    values["optim"] = Optim(**values.get("optim", {}))
+    values |= {table: record(**values.get(table, {})) for table, record in _RECORDS.items()}
     return Recipe(**values | changes)
 
 
@@ -160,13 +172,15 @@ def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML text. ``from_toml(to_toml(r)) == r``, floats bit for bit."""
     lines = []
     for f in fields(recipe):
-        if f.name not in (*_TABLES, "pace"):
+        if f.name not in (*_TABLES, "pace") and not (recipe.is_text and f.name in _OF_IMAGES):
             lines.append(f"{f.name} = {_value(getattr(recipe, f.name))}")
     if recipe.pace:
         rows = ",\n".join(f"  [{', '.join(map(repr, row))}]" for row in recipe.pace)
         lines.append(f"# step, share, slope: replayed in place of the clock\npace = [\n{rows},\n]")
     for table in _TABLES:
         held = getattr(recipe, table)
+        if table == "text" and not recipe.is_text and held == TextOptions():
+            continue
         for values in held if isinstance(held, tuple) else (held,):
             values = values if isinstance(values, dict) else dataclasses.asdict(values)
             if values or isinstance(held, tuple):
@@ -201,8 +215,9 @@ def from_toml(text: str, name: str = "recipe") -> Recipe:
         if not isinstance(held.get(table, {}), dict | list if table == "views" else dict):
             raise UserError(f"{name}: {table} must be a table, [{table}]")
     try:
-        if "optim" in held:
-            held["optim"] = Optim(**_check_types(Optim, held["optim"], "optim."))
+        for table, record in _RECORDS.items():
+            if table in held:
+                held[table] = record(**_check_types(record, held[table], f"{table}."))
         return Recipe(**held)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,17 +17,39 @@ _Foreign = Annotated[Choices, arg(name="")]  # flags without a prefix
 _Settings = Annotated[Settings, arg(name="")]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How texts are found in a file, where the names of its columns do not say."""
+
+    columns: str = ""
+    """names of the columns of text, with commas between"""
+    label: str = ""
+    """the column of classes"""
+    score: str = ""
+    """the column of pairs' similarities"""
+    score_range: str = ""
+    """least and largest score: 0,5"""
+    unit: str = ""
+    """what a text is in plain files: line, sentence or document"""
+    encoding: str = ""
+    """of the file, where it is not UTF-8"""
+
+    def given(self) -> dict[str, str]:
+        return {name: value for name, value in vars(self).items() if value}
+
+
 def say(text: str) -> None:
     print(f"nearfar: {text}", file=sys.stderr)
 
 
 def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, arg(aliases=["-o"])],
-          project: bool = False, force: bool = False, choices: _Foreign = Choices()) -> None:  # noqa: B008 # fmt: skip
-    """write the features of a source's images to .npz or .parquet
+          project: bool = False, force: bool = False, text: Reading = Reading(),
+          choices: _Foreign = Choices()) -> None:  # noqa: B008 # fmt: skip
+    """write the features of a source's images or texts to .npz or .parquet
 
     Args:
         run: a run's folder, or a model of another origin, as for evaluate.
-        source: images, as for train.
+        source: images or texts, as for train.
         out: out.npz or out.parquet: features, labels, names, split.
         project: after the projector instead of before it.
         force: replace the file.
@@ -41,21 +64,39 @@ def embed(run: Positional[str], source: Positional[str], *, out: Annotated[str, 
     else:
         _only_foreign(run, choices)
         opened = load(run)
-    n, d = write_embedding(opened, source, Path(out), project=project, force=force)
+    n, d = write_embedding(opened, source, Path(out), project=project, force=force, reading=text.given())
     print(f"{out}: {n:,} embeddings of {d} dimensions")
+
+
+def export(run: Positional[str], *, out: Annotated[str, arg(aliases=["-o"])], force: bool = False) -> None:
+    """write a run's encoder for use elsewhere: a sentence-transformers folder, ONNX, or its weights
+
+    Args:
+        run: a run's folder.
+        out: NAME.onnx; NAME.safetensors, the weights alone; else, of texts, a folder that SentenceTransformer and
+            AutoModel load. Of texts the tokeniser lies beside a file, as NAME.tokenizer.json.
+        force: replace what was exported there before.
+    """
+    from nearfar.exports import export as do
+
+    for path in do(run, out, force=force):
+        print(path)
 
 
 def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int = 10,
              labels: tuple[str, ...] = ("1", "5", "10"), more: bool = False, robust: bool = False,
-             out: str = "", like: str = "", choices: _Foreign = Choices()) -> None:  # noqa: B008 # fmt: skip
+             out: str = "", like: str = "", text: Reading = Reading(),
+             choices: _Foreign = Choices()) -> None:  # noqa: B008 # fmt: skip
     """judge a run on a source: kNN, linear probe, few labels, beside raw pixels and the untrained encoder
+
+    Texts: by labels, by scores of pairs (Spearman), or by how pairs find each other, beside TF-IDF and word vectors.
 
     Args:
         run: a run's folder; or an .npz with an embedding of any origin: features, labels and split ("train", "test"),
             as embed writes it, or x_train, y_train, x_test and y_test, labels (N, K) of zeros and ones being several
             an item; or a model of another origin: torchvision:NAME, timm:NAME, transformers:NAME or :FOLDER, each with
             @random for fresh weights, timm: and torchvision:NAME@FILE.safetensors, or FILE.onnx.
-        source: labelled images; the run's own source where left out.
+        source: labelled images; labelled texts, scored or bare pairs; the run's own source where left out.
         draws: draws of the few labels.
         labels: how many labels a class, or which share of the training labels: 1 5 10 1% 10%.
         more: also how test items retrieve and cluster among themselves: recall@1, MAP@R, MRR; NMI, AMI, ARI, purity.
@@ -95,9 +136,11 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
         print(f"results {files_of(Path(run))[0]}")
         return
     opened = load(run)
-    result = opened.evaluate(source or None, draws=draws, labels_per_class=few, more=more, robust=robust, say=say)
+    result = opened.evaluate(source or None, draws=draws, labels_per_class=few, more=more, robust=robust, say=say,
+                             reading=text.given())  # fmt: skip
     if result is not None:
         result.render()
+    if result is not None and result.judgements:
         best = result.judgements["nearfar"]["linear"].metrics
         for kind in ("macro", "micro"):
             m = best[kind]
@@ -202,14 +245,36 @@ def predictors(runs: Positional[tuple[str, ...]], *,
         print(name)
 
 
-def neighbours(run: Positional[str], source: Positional[str], query: Positional[str], *, k: int = 8,
-               out: Annotated[str, arg(aliases=["-o"])] = "") -> None:  # fmt: skip
-    """list the images of a source nearest to one of them, or to an image file
+def mine(run: Positional[str], source: Positional[str], *, out: Annotated[str, arg(aliases=["-o"])], count: int = 1,
+         skip: int = 0, margin: float = 0.05, force: bool = False,
+         text: Reading = Reading()) -> None:  # fmt: skip
+    """find hard negatives for pairs of texts, and write triplets to train on
 
     Args:
         run: a run's folder.
-        source: images, as for train; of a source with splits, the training part.
-        query: an index into the source, or an image file.
+        source: pairs of texts; of a source with splits, the training part.
+        out: out.jsonl: anchor, positive, negative.
+        count: negatives an anchor.
+        skip: how many of the hardest are left out.
+        margin: a text whose cosine to the anchor is above 1 - margin of its positive's is no negative.
+        force: replace the file.
+    """
+    from nearfar.run import load
+    from nearfar.triplets import write_triplets
+
+    n, short = write_triplets(load(run), source, Path(out), count=count, skip=skip, margin=margin, force=force,
+                              reading=text.given())  # fmt: skip
+    print(f"{out}: {n:,} triplets" + (f"; {short:,} anchors have fewer than {count} negatives" if short else ""))
+
+
+def neighbours(run: Positional[str], source: Positional[str], query: Positional[str], *, k: int = 8,
+               out: Annotated[str, arg(aliases=["-o"])] = "") -> None:  # fmt: skip
+    """list the items of a source nearest to one of them, or to an image file or a text
+
+    Args:
+        run: a run's folder.
+        source: images or texts, as for train; of a source with splits, the training part.
+        query: an index into the source, an image file, or a text.
         k: how many.
         out: also write a picture of them, .png.
     """
@@ -221,6 +286,8 @@ def neighbours(run: Positional[str], source: Positional[str], query: Positional[
     for index, cosine in rows:
         label = "" if part.labels is None else f"  {part.classes[part.labels[index]]}"
         print(f"{cosine:.3f}  {part.names[index]}{label}")
+    if out and part.origin is not None:
+        raise UserError(f"-o {out} is a picture of images: leave it out for texts")
     if out:
         from nearfar.embedding import write_strip
 

@@ -104,7 +104,7 @@ def test_reduction_is_where_the_page_says():
                and "reduction" not in inspect.signature(getattr(nearfar.losses, name)).parameters}  # fmt: skip
     told = re.search(r"`reduction` is .*?have no `reduction`", PAGE, re.DOTALL)[0].split("`\"none\"`; ")[-1]
     no_loss = {name for name in without if name.endswith("_temperature")} | {
-        "in_chunks", "pair_probability", "sinkhorn", "spherical_kmeans", "update_centre"}  # fmt: skip
+        "in_chunks", "matryoshka", "pair_probability", "sinkhorn", "spherical_kmeans", "update_centre"}  # fmt: skip
     assert set(re.findall(r"`(\w+)`", told)) - {"reduction"} == without - no_loss
     eye = torch.eye(3)
     for loss in (nearfar.losses.sigmoid, nearfar.losses.clip):
@@ -166,6 +166,8 @@ def call(name: str, z: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     other, weights = z.flip(1), torch.eye(4, dtype=z.dtype)
     if takes[:2] == ["z", "groups"]:
         return loss(z, ids, *((other, ids) if "keys" in takes else (weights,)))
+    if takes[2:3] in (["scores"], ["same"]):
+        return loss(z, other, ids % 2)
     if takes[0] in ("scores", "student"):
         return loss([z, other]) if name == "swav" else loss([z, other], [other, z], weights[0])
     if "generator" in takes and takes[0] == "z":
@@ -189,8 +191,9 @@ def step(parts: list[slice], names: list[str]) -> dict[str, list]:
 
 
 def test_a_process_without_rows_neither_hangs_nor_changes_the_loss():
-    no_loss = {"constant_temperature", "linear_temperature", "cosine_temperature", "in_chunks", "pair_probability",
-               "sinkhorn", "spherical_kmeans", "update_centre", "prototype_cross_entropy"}  # fmt: skip
+    no_loss = {"constant_temperature", "linear_temperature", "cosine_temperature", "in_chunks", "matryoshka",
+               "pair_probability", "prototype_cross_entropy", "sinkhorn", "spherical_kmeans",
+               "update_centre"}  # fmt: skip
     names = [n for n in nearfar.losses.__all__ if inspect.isfunction(getattr(nearfar.losses, n)) and n not in no_loss]
     want = step([slice(0, 7)], names)
     for got in spawn(2, step, [slice(0, 7), slice(7, 7)], names, seconds=60):

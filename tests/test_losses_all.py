@@ -50,8 +50,9 @@ PROXIED = {name: functools.partial(with_proxies, getattr(losses, name)) for name
 EVERY = KEYED | PROXIED
 OTHERS = {  # not of one matrix of embeddings and their groups
     "ArcFace", "CosFace", "CrossBatchMemory", "LearntTemperature", "NormalizedSoftmax", "ProxyAnchor", "ProxyNCA",
-    "barlow_twins", "byol", "constant_temperature", "cosine_temperature", "dino", "in_chunks", "linear_temperature",
-    "mmcr", "pair_probability", "prototype_cross_entropy", "sigreg", "simsiam", "sinkhorn", "spherical_kmeans", "swav",
+    "angle", "barlow_twins", "byol", "constant_temperature", "cosent", "cosine_temperature", "dino", "in_chunks",
+    "linear_temperature", "matryoshka", "mmcr", "pair_logistic", "pair_margin", "pair_probability", "pair_regression",
+    "prototype_cross_entropy", "sigreg", "simsiam", "sinkhorn", "spherical_kmeans", "swav",
     "update_centre", "vicreg", "w_mse",
 }  # fmt: skip
 every = pytest.mark.parametrize("name", EVERY)

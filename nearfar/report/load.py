@@ -26,6 +26,11 @@ class Folder:
     findings: list[dict[str, Any]] | None  # the doctor's; None where no doctor watched
     skipped: list[dict[str, Any]] | None  # images that were left out; None where that was not noted
 
+    @property
+    def item(self) -> str:
+        """What was learnt from, one of them."""
+        return "text" if "text" in self.recipe else "image"
+
 
 def _json(path: Path) -> dict[str, Any]:
     try:

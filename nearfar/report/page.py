@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
 from nearfar.errors import one_line
-from nearfar.report import chances, leaks, robustness, sections, transfer
+from nearfar.report import chances, leaks, robustness, sections, texts, transfer
 from nearfar.report.load import Folder, read
 
 _CSS = """
@@ -36,6 +37,9 @@ img.px { image-rendering: pixelated; display: block; background: #8884 }
 .strip .first { border-right: 1px solid var(--line); padding-right: .6rem; width: 97px }
 .pairs { flex-wrap: wrap } .pairs figure, .pairs img { width: 160px }
 .found figure, .found img { width: 200px } .same img { border-color: var(--good) } .other img { border-color: var(--bad) }
+.texts { border-left: 2px solid var(--line); padding-left: 1rem; margin: 0 0 1rem } .texts p { margin: .2rem 0 } .texts ul {
+  margin: 0; padding: 0; list-style: none; font-size: .9rem } .texts li { padding: .1rem 0 .1rem .6rem; border-left: 3px solid
+  transparent } .texts .same { border-color: var(--good) } .texts .other { border-color: var(--bad) } td.said { text-align: left }
 .map { display: flex; gap: 1rem; flex-wrap: wrap } .map canvas { width: min(100%, 40rem); aspect-ratio: 4/3; border: 1px solid
   var(--line); border-radius: 6px } .map aside { width: 12rem; font-size: .85rem }
 .map button { all: unset; display: block; cursor: pointer; padding: .12rem 0 } .map button:focus-visible { outline: 2px solid }
@@ -51,6 +55,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; fo
 _SECTIONS: list[tuple[str, str, Callable[[Folder], str]]] = [
     ("What the features are worth", "Accuracy on images that neither training nor any choice has seen; the best of "
      "each column in bold, half of the 95 % interval under it.", sections.downstream),
+    ("Scores against cosines", "Each dot a pair of test texts: how alike people find them, and how near the embedding has them. "
+     "The better the embedding, the straighter the cloud rises.", texts.pairs),
     ("What the doctor says", "While it trained, each logged row was looked at for collapse, divergence and standstill.",
      sections.doctor),
     ("How training went", "The loss should fall; positives should part from negatives; effective rank and spread "
@@ -86,11 +92,21 @@ _SECTIONS: list[tuple[str, str, Callable[[Folder], str]]] = [
 ]  # fmt: skip
 
 
+def _shown(folder: Folder) -> list[tuple[str, str, Callable[[Folder], str]]]:
+    """The sections in the words of what was learnt from; of texts without what is for pictures alone."""
+    if "text" not in folder.recipe:
+        return _SECTIONS
+    words = {"images": "texts", "image": "text", "pictures": "texts", "picture": "text", "Images": "Texts"}
+    said = lambda how: re.sub(r"\b([Ii]mages?|pictures?)\b", lambda m: words[m[0]], how)  # noqa: E731
+    kept = [s for s in _SECTIONS if s[2] not in (robustness.section, leaks.duplicates, transfer.transfers)]
+    return [(said(head), said(how), make) for head, how, make in kept]
+
+
 def render(folder: Folder) -> str:
     """The whole page as text."""
     title = f"{folder.recipe.get('method', '?')} on {folder.recipe.get('source', '?')}"
-    parts = [f"<section><h2>{escape(head)}</h2><p class=soft>{escape(how)}</p>{_made(make, folder)}</section>"
-             for head, how, make in _SECTIONS]  # fmt: skip
+    made = ((head, how, _made(make, folder)) for head, how, make in _shown(folder))
+    parts = [f"<section><h2>{escape(head)}</h2><p class=soft>{escape(how)}</p>{body}</section>" for head, how, body in made if body]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width, initial-scale=1"><title>{escape(title)} · nearfar</title>'

@@ -44,7 +44,7 @@ def _numbers(rows: list[dict], key: str) -> tuple[list[float], list[float]]:
 
 _PANELS = [
     ("loss", {"loss": "loss", "chance": "telling nothing apart"}),
-    ("kNN on held-out images, online", {"knn_online": "kNN"}),
+    ("kNN on held-out items, online", {"knn_online": "kNN"}),
     ("cosine", {"positive": "positives", "negative": "negatives"}),
     ("alignment of positives (0: best)", {"alignment": "alignment"}),
     ("uniformity (lower: more even)", {"uniformity": "uniformity"}),
@@ -56,7 +56,7 @@ _PANELS = [
     ("norm of the gradient", {"gradient": "gradient"}),
     ("growth of the encoder's weights", {"weight_growth": "growth"}),
     ("learning rate", {"lr": "lr"}),
-    ("images a second", {"images_per_second": "rate"}),
+    ("items a second", {"images_per_second": "rate"}),
 ]  # fmt: skip
 _LARGEST = 3.4e38  # of float32; NaN is not below it
 _NO_PANEL = {"step", "time", "share", "image_spread", "broken_at"}
@@ -89,18 +89,32 @@ def curves(rows: list[dict[str, Any]], marks: Sequence[int] = ()) -> str:
         return _svg(figure, "curves", "Training curves over steps")
 
 
-def histogram(positives: np.ndarray, negatives: np.ndarray) -> str:
-    """Cosines of two views of one picture against those of two pictures."""
+def histogram(positives: np.ndarray, negatives: np.ndarray, item: str = "image") -> str:
+    """Cosines of two views of one item against those of two."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6, 2.6), layout="constrained")
         axis = figure.subplots()
         bins = np.linspace(-1, 1, 61)
-        for values, label, colour in ((negatives, "two pictures", COLOURS[1]), (positives, "one picture", COLOURS[0])):
+        for values, label, colour in ((negatives, f"two {item}s", COLOURS[1]), (positives, f"one {item}", COLOURS[0])):
             axis.hist(values, bins, color=colour, alpha=0.65, label=label)
         axis.set_xlabel("cosine after the projector")
         axis.set_ylabel("pairs")
         axis.legend()
         return _svg(figure, "histogram", "Similarity of positive and negative pairs")
+
+
+def against_scores(scores: np.ndarray, cosines: dict[str, np.ndarray], spearman: dict[str, float]) -> str:
+    """A panel an embedding: each pair's cosine over the score that people gave it."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.1 * len(cosines), 2.8))
+        jitter = np.random.default_rng(0).uniform(-0.008, 0.008, len(scores))
+        for i, (name, cosine) in enumerate(cosines.items()):
+            axes = figure.add_subplot(1, len(cosines), i + 1)
+            axes.scatter(scores + jitter, cosine, s=6, alpha=0.35, color=COLOURS[i], linewidths=0, rasterized=True)
+            said = f", ρ = {spearman[name]:.3f}" if name in spearman else ""
+            axes.set(title=f"{name}{said}", xlabel="score", ylabel="cosine" if i == 0 else "")
+        figure.tight_layout()
+        return _svg(figure, "pairs", "Cosines of pairs against their scores")
 
 
 def spectra(named: dict[str, tuple[np.ndarray, float | None]]) -> str:

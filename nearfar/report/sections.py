@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nearfar.report import plots
+from nearfar.report import plots, texts
 from nearfar.report.load import Folder
 
 _NO_GALLERY = "<p>Not gathered yet: <code>nearfar evaluate RUN</code> does.</p>"
@@ -41,11 +41,14 @@ def _cells(folder: Folder) -> list[dict[str, Any]]:
 def header(folder: Folder, title: str) -> str:
     """Name, what it is, and one sentence that says what it is worth."""
     recipe, last = folder.recipe, folder.metrics[-1] if folder.metrics else {}
-    facts = [str(recipe.get("encoder", "")), f"policy {recipe.get('policy', '?')}", f"batch {recipe.get('batch', '?')}"]
+    policy = [f"policy {recipe['policy']}"] if "policy" in recipe else []
+    facts = [str(recipe.get("encoder", "")), *policy, f"batch {recipe.get('batch', '?')}"]
     if last:
         facts += [f"{last['step']:,} steps", f"{last.get('time', 0) / 60:.1f} minutes of training"]
     rows = {row["embedding"]: row["cells"] for row in _cells(folder)}
     said = ""
+    if folder.item == "text":
+        said = texts.headline(rows)
     for column in ("10 labels linear", "5 labels linear", "1 label linear", "linear"):
         if all(column in rows.get(name, {}) for name in ("nearfar", "raw pixels", "untrained encoder")):
             ours, raw, first = (rows[n][column]["value"] for n in ("nearfar", "raw pixels", "untrained encoder"))
@@ -100,6 +103,8 @@ def views(folder: Folder) -> str:
     g = folder.gallery
     if "views" not in g:
         return _NO_GALLERY
+    if "texts" in g:
+        return texts.views(folder)
     out = ""
     for original, seen, said in zip(g["views_original"], g["views"], g["views_text"]):
         strip = "".join(figure(v, str(t), alt="a view") for v, t in zip(seen, said))
@@ -111,8 +116,10 @@ def neighbours(folder: Folder) -> str:
     g = folder.gallery
     if "neighbours" not in g:
         return _NO_GALLERY
-    names, labels, classes = g["names"], g["labels"], g["classes"]
+    names, labels, classes = g["texts" if "texts" in g else "names"], g["labels"], g["classes"]
     called = lambda i: str(classes[labels[i]]) if len(classes) and labels[i] >= 0 else str(names[i])  # noqa: E731
+    if "texts" in g:
+        return texts.neighbours(folder, called)
     out = ""
     for row, cosine in zip(g["neighbours"], g["neighbour_cosine"]):
         out += f'<div class="strip">{figure(g["thumbs"][row[0]], called(row[0]), "first")}'
@@ -129,17 +136,17 @@ def neighbours(folder: Folder) -> str:
 _MAP_JS = """
 (() => { const d = JSON.parse(document.getElementById('map-data').textContent), c = document.getElementById('map'),
  g = c.getContext('2d'), card = document.getElementById('card'), sprite = new Image(), off = new Set();
- sprite.src = d.sprite; const W = c.width, H = c.height, pad = 16;
+ if (d.sprite) sprite.src = d.sprite; const W = c.width, H = c.height, pad = 16;
  const px = d.xy.map(([x, y]) => [pad + x * (W - 2 * pad), pad + y * (H - 2 * pad)]);
  const colour = i => d.labels[i] < 0 ? d.colours[0] : d.colours[d.labels[i] % d.colours.length];
  let at = -1;
  const draw = () => { g.clearRect(0, 0, W, H); px.forEach(([x, y], i) => { if (off.has(d.labels[i])) return;
    g.beginPath(); g.arc(x, y, i === at ? 9 : 4, 0, 7); g.fillStyle = colour(i); g.globalAlpha = i === at ? 1 : .75; g.fill(); }); };
  const show = i => { at = i; draw(); if (i < 0) return; card.textContent = '';
-   const t = document.createElement('canvas'); t.width = d.w; t.height = d.h; t.style.imageRendering = 'pixelated';
-   t.getContext('2d').drawImage(sprite, (i % d.cols) * d.w, Math.floor(i / d.cols) * d.h, d.w, d.h, 0, 0, d.w, d.h);
+   if (d.sprite) { const t = document.createElement('canvas'); t.width = d.w; t.height = d.h; t.style.imageRendering = 'pixelated';
+   t.getContext('2d').drawImage(sprite, (i % d.cols) * d.w, Math.floor(i / d.cols) * d.h, d.w, d.h, 0, 0, d.w, d.h); card.append(t); }
    const p = document.createElement('div'); p.textContent = (d.labels[i] >= 0 ? d.classes[d.labels[i]] + ' · ' : '') + d.names[i];
-   card.append(t, p); };
+   card.append(p); };
  const near = e => { const r = c.getBoundingClientRect(), x = (e.clientX - r.left) * W / r.width, y = (e.clientY - r.top) * H / r.height;
    let best = 400, k = -1; px.forEach(([a, b], i) => { const q = (a - x) ** 2 + (b - y) ** 2;
    if (q < best && !off.has(d.labels[i])) { best = q; k = i; } }); return k; };
@@ -161,29 +168,34 @@ def map_(folder: Folder) -> str:
         return _NO_GALLERY
     xy = g["map"] - g["map"].min(0)
     xy = xy / np.maximum(xy.max(0), 1e-9)
-    thumbs = g["thumbs"]
+    names = g["texts" if "texts" in g else "names"]
+    data = {"xy": xy.round(4).tolist(), "labels": g["labels"].tolist(), "names": [str(s) for s in names],
+            "classes": [str(s) for s in g["classes"]], "colours": plots.COLOURS,
+            **(_sprite(g["thumbs"]) if "thumbs" in g else {})}  # fmt: skip
+    text = json.dumps(data).replace("<", "\\u003c")  # no text of a file can end the script
+    return (
+        '<div class="map"><canvas id="map" width="960" height="720" tabindex="0" role="img" aria-label="Map of the '
+        'embedding; arrow keys walk over the dots"></canvas><aside><div id="card" aria-live="polite">Point at a '
+        f'dot.</div><div id="legend"></div></aside></div><script type="application/json" id="map-data">{text}</script>'
+        f"<script>{_MAP_JS}</script>"
+    )
+
+
+def _sprite(thumbs: np.ndarray) -> dict[str, Any]:
+    """All pictures in one. (N, h, w, c)"""
     n, h, w, c = thumbs.shape
     cols = int(np.ceil(np.sqrt(n)))
     sprite = np.zeros((-(-n // cols) * cols, h, w, c), np.uint8)
     sprite[:n] = thumbs
     sprite = sprite.reshape(-1, cols, h, w, c).transpose(0, 2, 1, 3, 4).reshape(-1, cols * w, c)
-    data = {"xy": xy.round(4).tolist(), "labels": g["labels"].tolist(), "names": [str(s) for s in g["names"]],
-            "classes": [str(s) for s in g["classes"]], "colours": plots.COLOURS, "sprite": _picture(sprite),
-            "cols": cols, "w": w, "h": h}  # fmt: skip
-    text = json.dumps(data).replace("<", "\\u003c")  # no text of a file can end the script
-    return (
-        '<div class="map"><canvas id="map" width="960" height="720" tabindex="0" role="img" aria-label="Map of the '
-        'embedding; arrow keys walk over the pictures"></canvas><aside><div id="card" aria-live="polite">Point at a '
-        f'dot.</div><div id="legend"></div></aside></div><script type="application/json" id="map-data">{text}</script>'
-        f"<script>{_MAP_JS}</script>"
-    )
+    return {"sprite": _picture(sprite), "cols": cols, "w": w, "h": h}
 
 
 def similarity(folder: Folder) -> str:
     g = folder.gallery
     if "positives" not in g:
         return _NO_GALLERY
-    return f'<div class="half">{plots.histogram(g["positives"], g["negatives"])}</div>'
+    return f'<div class="half">{plots.histogram(g["positives"], g["negatives"], folder.item)}</div>'
 
 
 def spectrum(folder: Folder) -> str:
@@ -202,8 +214,8 @@ def spectrum(folder: Folder) -> str:
     )  # fmt: skip
     table = (f'<div class="wide"><table><tr><th>space</th>{"".join(f"<th>{t}</th>" for t in said.values())}</tr>{rows}'
              "</table></div><p class=soft>Effective rank and RankMe: as if so many directions were used alike. LiDAR: of "
-             "them, those that tell pictures apart in spite of augmentation, by two views of each. α-ReQ: how fast the spectrum falls, about 1 "
-             "is best. Alignment: how far apart two views of a picture lie (0 is best). Uniformity: how evenly pictures "
+             "them, those that tell items apart in spite of augmentation, by two views of each. α-ReQ: how fast the spectrum falls, about 1 "
+             "is best. Alignment: how far apart two views of an item lie (0 is best). Uniformity: how evenly items "
              "spread over the sphere (lower is more even). The untrained encoder is often well aligned because it tells "
              "nothing apart.</p>")  # fmt: skip
     return f'<div class="half">{plots.spectra(named)}</div>{table if rows else ""}'
@@ -222,7 +234,9 @@ def classes(folder: Folder) -> str:
         v = m[kind]
         rows += (f"<tr><td><i>{kind}</i></td><td>{v['precision']:.3f}</td><td>{v['recall']:.3f}</td>"
                  f"<td>{v['f1']:.3f}</td><td></td></tr>")  # fmt: skip
-    table = ('<div class="wide"><table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>images</th></tr>'
+    table = ('<div class="wide"><table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th>'
+             f"<th>{folder.item}s</th></tr>"
+
              f"{rows}</table></div>")  # fmt: skip
     return table + _confusion(m["confusion"], [c["name"] for c in m["per_class"]])
 
@@ -250,11 +264,11 @@ def skipped(folder: Folder) -> str:
     if folder.skipped is None:
         return "<p>Not noted.</p>"
     if not folder.skipped:
-        return "<p>None: every image could be read.</p>"
+        return f"<p>None: every {folder.item} could be read.</p>"
     cells = (tuple(escape(str(row.get(key, "?"))) for key in ("part", "name", "reason")) for row in folder.skipped)
     rows = "".join(f"<tr><td>{part}</td><td>{name}</td><td>{why}</td></tr>" for part, name, why in cells)
-    return (f'<details{" open" * (len(folder.skipped) <= 20)}><summary>{len(folder.skipped):,} images</summary>'
-            f'<div class="wide"><table><tr><th>part</th><th>image</th><th>why</th></tr>{rows}</table></div></details>')
+    return (f'<details{" open" * (len(folder.skipped) <= 20)}><summary>{len(folder.skipped):,} {folder.item}s</summary>'
+            f'<div class="wide"><table><tr><th>part</th><th>{folder.item}</th><th>why</th></tr>{rows}</table></div></details>')
 
 
 def made(folder: Folder) -> str:

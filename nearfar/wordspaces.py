@@ -1,0 +1,179 @@
+"""What a run of texts is worth: its embeddings beside what needs no training, judged by labels, scores or pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nearfar import build, compare, gallery, lexical, wording
+from nearfar.data import Source
+from nearfar.evaluate import Evaluation
+from nearfar.evaluate import evaluate as judge
+from nearfar.evaluate.sentences import judge_pairs, judge_retrieval
+from nearfar.text import Texts
+from nearfar.training.checkpoint import write_bytes
+from nearfar.training.loop import step_generator
+from nearfar.views.text import TextViews
+
+if TYPE_CHECKING:
+    from nearfar.run import Run
+
+_ITEMS, _PAIRS, _ORIGINALS, _VIEWS, _LETTERS = 1500, 1000, 8, 3, 300
+Embed = Callable[[Source], Any]  # (N, d), dense or sparse
+
+
+class WordSpaces:
+    """The embeddings of one source of texts that are judged side by side, each computed once.
+
+    ``ground``: the texts that TF-IDF and word vectors are fitted on: what the run was trained on, where it is at hand.
+    """
+
+    def __init__(self, run: Run, train: Source, test: Source | None, ground: Texts | None = None) -> None:
+        self.run, self.train, self.test = run, train, test
+        self.shown = test if test is not None else train
+        self.ground = ground or train.origin.texts
+
+    @cached_property
+    def untrained(self) -> Any:
+        """The same encoder with its first weights, BatchNorm's statistics measured on training texts."""
+        method = self.run._fresh()
+        build.calibrate(method, self.train, self.run.input)
+        return method
+
+    @cached_property
+    def embedders(self) -> dict[str, Embed]:
+        """By name, what embeds the first text of each row. -> (N, d)"""
+        def by(method: Any, project: bool = False) -> Embed:
+            return lambda part: build.embed(method, part, self.run.input, project=project)
+
+        texts = list(_all(self.ground))
+        tf_idf, words = lexical.tf_idf(texts), lexical.word_vectors(texts)
+        return {
+            "nearfar": by(self.run.method), "projection": by(self.run.method, True),
+            "untrained encoder": by(self.untrained),
+            "TF-IDF": lambda part: tf_idf(part.origin.first()),
+            "averaged word vectors": lambda part: words.averaged(part.origin.first()),
+            "SIF word vectors": lambda part: words.sif(part.origin.first()),
+        }  # fmt: skip
+
+    @cached_property
+    def _pairs(self) -> dict[str, tuple[Any, Any]]:
+        parts = (self.train, self.test)
+        return {name: tuple(None if p is None else embed(p) for p in parts) for name, embed in self.embedders.items()}
+
+    def features(self) -> dict[str, tuple[Any, Any]]:
+        """``{name: (train, test)}``, of the first text of each row."""
+        return self._pairs
+
+    def on_shown(self, name: str) -> np.ndarray:
+        a, b = self._pairs[name] if "_pairs" in self.__dict__ else (None, None)
+        held = a if self.test is None else b
+        return self.embedders[name](self.shown) if held is None else held
+
+    def sides(self, name: str) -> tuple[Any, Any]:
+        """Both texts of each shown pair, (N, d) each."""
+        return self.on_shown(name), self.embedders[name](wording.slot(self.shown, 1))
+
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """Which texts are shown: at most 1,500, the same each time."""
+        return np.sort(np.random.default_rng(0).permutation(len(self.shown))[:_ITEMS])
+
+    @cached_property
+    def two_views(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Two views of shown texts: of pairs the pair, else two passes with the recipe's noise and dropout."""
+        part = self.shown.subset(self.sample[:_PAIRS])
+        methods = {"nearfar": (self.run.method, False), "projection": (self.run.method, True),
+                   "untrained encoder": (self.untrained, False)}  # fmt: skip
+        return {name: self._two(part, method, project) for name, (method, project) in methods.items()}
+
+    @torch.no_grad()
+    def _two(self, part: Source, method: Any, project: bool) -> tuple[np.ndarray, np.ndarray]:
+        views = wording.views(self.run.recipe, method.encoder, 2)
+        device = next(method.parameters()).device
+        out: list[list[np.ndarray]] = [[], []]
+        method.encoder.train(part.shape[0] == 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.run.recipe.seed)
+            for at in range(0, len(part), 250):
+                content = part.read(np.arange(at, min(at + 250, len(part))))
+                for side, x in zip(out, views(content, step_generator(self.run.recipe.seed, 10**9 + at), device)):
+                    h = method.encoder(x)
+                    side.append((method.project(h) if project else h).float().cpu().numpy())
+        method.encoder.eval()
+        return np.concatenate(out[0]), np.concatenate(out[1])
+
+    def appearance(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What the report shows of these texts, and of a few of their views."""
+        texts = self.shown.origin.texts
+        few, tokenizer = rows[:_ORIGINALS], self.run.input.tokenizer
+        views = wording.views(self.run.recipe, self.run.encoder, _VIEWS)
+        seen = views(self.shown.read(few), step_generator(self.run.recipe.seed, 2 * 10**9))  # views of (m, L)
+        said = [[tokenizer.decode(x[i][x[i] >= 0].tolist())[:_LETTERS] for x in seen] for i in range(len(few))]
+        return {"texts": np.array([texts.text(int(i))[:_LETTERS] for i in rows]),
+                "names": np.array([f"{i}" for i in rows]),
+                "views_original": np.array([texts.text(int(i))[:_LETTERS] for i in few]), "views": np.array(said),
+                "views_noise": np.array("none" if _plain(views) else "some")}  # fmt: skip
+
+
+def _plain(views: TextViews) -> bool:
+    return views.is_plain
+
+
+def _all(texts: Texts) -> Any:
+    for s in range(len(texts.slots)):
+        yield from texts.column(s)
+
+
+def evaluate(
+    run: Run, train: Source, test: Source | None, *, ground: Texts | None = None, draws: int = 10,
+    labels_per_class: tuple[int | str, ...] = (1, 5, 10), more: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Evaluation | None:  # fmt: skip
+    """Judge a run's texts by what they come with, write results, gallery and report.
+
+    Scores: Spearman's and Pearson's correlation of cosines with them. Labels: kNN and linear probe. Pairs without
+    either: how well the first text finds the second among all. None where there is none of these.
+    """
+    spaces = WordSpaces(run, train, test, ground)
+    result, notes, pictures = None, gallery.notes_of(spaces, "text"), {}
+    if test is None:
+        say("nothing to judge by, neither labels, scores nor pairs: the report shows neighbours, map and spectrum")
+    elif test.scores is not None:
+        sides = {name: spaces.sides(name) for name in spaces.embedders}
+        result = judge_pairs(sides, test.scores)
+        pictures = _scored(spaces, sides)
+    elif test.labels is not None and len(set(train.labels.tolist())) > 1:
+        result = judge(spaces.features(), train.labels, test.labels, train.classes, labels_per_class=labels_per_class,
+                       draws=draws, seed=0, more=more, what="text")  # fmt: skip
+        compare.write(run.folder / "predictions.npz", result, test.labels)
+    elif test.shape[0] > 1:
+        result = judge_retrieval({name: spaces.sides(name) for name in spaces.embedders}, test.hashes)
+    else:
+        say("one class only: accuracies need two; the report shows neighbours, map and spectrum")
+    if result is not None:
+        result.protocol["items hash"] = train.fingerprint() + test.fingerprint()
+        result.protocol["TF-IDF and word vectors"] = f"fitted on {len(spaces.ground):,} texts of {spaces.ground.spec}"
+        notes = [*result.notes, *notes]
+    held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},
+            "geometry": gallery.geometry_of(spaces), "source": str(train.spec)}  # fmt: skip
+    write_bytes(run.folder / "results.json", json.dumps(held, indent=1))
+    gallery.write(run.folder / "gallery.npz", spaces, pictures)
+    run.report()
+    for note in notes:
+        say(note)
+    return result
+
+
+def _scored(spaces: WordSpaces, sides: dict[str, tuple[Any, Any]]) -> dict[str, np.ndarray]:
+    """Cosines of at most 1,500 scored pairs, for the report."""
+    rows, texts = spaces.sample, spaces.shown.origin.texts
+    names = ["nearfar", "untrained encoder", "TF-IDF"]
+    return {"pair_scores": spaces.shown.scores[rows], "pair_spaces": np.array(names),
+            "pair_cosines": np.stack([lexical.cosines(*(s[rows] for s in sides[n])) for n in names]),
+            "pair_texts": np.array([[t[:_LETTERS] for t in texts.row(int(i))[:2]] for i in rows])}  # fmt: skip
