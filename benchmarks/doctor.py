@@ -32,7 +32,7 @@ BROKEN = {
 
 
 def cases() -> dict[str, tuple]:
-    ours = [name for name in methods.names() if "encoder" not in methods.module(name).PRESETS["small"]]
+    ours = [name for name in methods.names("image") if "encoder" not in methods.module(name).PRESETS["small"]]
     return BROKEN | {f"{name}, healthy": (name, {}, 1, False, set()) for name in ours}
 
 

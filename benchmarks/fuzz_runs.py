@@ -21,7 +21,7 @@ from nearfar.training import keeper
 
 
 def toml(folder: Path, rng: Rng) -> Input:
-    name = pick(list(methods.names()), rng)
+    name = pick(methods.names("image"), rng)
     preset = pick(list(methods.module(name).PRESETS), rng)
     (folder / "recipe.toml").write_bytes(toml_bytes(recipe.to_toml(recipe.filled(name, preset)), rng))
     return Input(lambda: recipe.read(folder),

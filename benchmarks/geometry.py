@@ -26,7 +26,7 @@ TARGETS = {"linear": "linear probe", "1 label linear": "probe, 1 label"}
 
 def wanted() -> list[dict]:
     """The runs: every method without labels at two budgets, SimCLR at other temperatures and widths."""
-    known = [m for m in methods.names() if not methods.module(m).SUPERVISED]
+    known = [m for m in methods.names("image") if not methods.module(m).SUPERVISED]
     runs = [{"method": m, "steps": steps} for steps in (40, 200) for m in known]
     runs += [{"method": "simclr", "steps": 200, "temperature": t} for t in (0.02, 0.5, 2.0)]
     return runs + [{"method": "simclr", "steps": 200, "width": w} for w in (4, 8, 64)]

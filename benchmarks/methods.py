@@ -42,7 +42,7 @@ COLUMNS = ("1 label linear", "10 labels linear", "kNN", "linear")
 SIGNS = ("loss", "positive", "negative", "spread", "effective_rank")
 BASELINES = ("raw-pixels", "untrained")
 # iBOT wants a vision transformer, the others share an encoder
-OURS = [name for name in methods.names() if "encoder" not in methods.module(name).PRESETS["small"]]
+OURS = [name for name in methods.names("image") if "encoder" not in methods.module(name).PRESETS["small"]]
 BATCH = {"digits": 128}
 
 
@@ -76,14 +76,14 @@ def quality(name: str, data: str, seed: int, views: int, width: int) -> dict:
     given = build.Input(tuple(train.shape), float(train.low), float(train.high))
     method, rows, said = fresh(train, recipe), [], []
     if name == "untrained":
-        build.calibrate(method, train, (given.low, given.high))
+        build.calibrate(method, train, given)
     else:
         learnt = learn(train, recipe, method, Hooks(rows.append, False, tell=lambda f: said.append(f.text)))
         row |= {"steps": recipe.steps, "each": each, "seconds": round(learnt.clock.total, 1),
                 "settings": recipe.settings, "optim": vars(recipe.optim), "policy": recipe.policy,
                 "precision": recipe.precision, "findings": said,
                 "signs": {k: rows[-1].get(k) for k in SIGNS}}  # fmt: skip
-    features = [build.embed(method, p, (given.low, given.high)) for p in (train, test)]
+    features = [build.embed(method, p, given) for p in (train, test)]
     return row | judged(features, train, test, seed)
 
 

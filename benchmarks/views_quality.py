@@ -76,8 +76,7 @@ def run(data: Path, kind: str, seed: int, steps: int, pool) -> dict:
     policy = plan_of(recipe.policy, recipe.views)[0]
     theirs = Torchvision(policy, pool) if kind == "torchvision" else None
     learnt = learn(splits.train, recipe, fresh(splits.train, recipe), views=theirs)
-    values = (learnt.input.low, learnt.input.high)
-    spaces = {kind: tuple(build.embed(learnt.method, part, values) for part in (splits.train, splits.test))}
+    spaces = {kind: tuple(build.embed(learnt.method, part, learnt.input) for part in (splits.train, splits.test))}
     judged = evaluate(spaces, splits.train.labels, splits.test.labels)[kind]
     return {"data": data.stem, "views": kind, "seed": seed, "steps": steps, "policy": recipe.policy,
             "seconds": round(learnt.clock.total), "views_seconds": round(learnt.clock.views, 1),
