@@ -213,15 +213,24 @@ def statistics(source: Source, limit: int = 10_000) -> tuple[Tensor, Tensor]:
 
 def model(
     recipe: Recipe, given: Input | Words, classes: int, images: int, mean: Tensor | None = None,
-    std: Tensor | None = None,
+    std: Tensor | None = None, start: dict[str, Tensor] | None = None,
 ) -> Any:  # fmt: skip
-    """The method's module with fresh weights, a function of the recipe's seed alone. mean, std: (C,), of images"""
+    """The method's module with fresh weights, a function of the recipe's seed alone.
+
+    mean, std: (C,), of images; start: the encoder's weights, in place of fresh ones.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if isinstance(given, Words):
             encoder = wording.encoder(recipe, given)
         else:
             encoder = image_encoder(recipe.encoder, given.shape, mean, std, width=recipe.width)
+        if start is not None:
+            try:
+                encoder.load_state_dict(start)
+            except RuntimeError:
+                raise UserError(f"init = {recipe.init!r}: its encoder is not this one: give the encoder, width, layers and "
+                                "max-length that it has") from None  # fmt: skip
         return methods.module(recipe.method).Method(encoder, recipe.method_config(), classes, images)
 
 

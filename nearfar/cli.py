@@ -137,13 +137,14 @@ def _views_flags() -> type:
 
 
 def views(argv: list[str]) -> None:
-    """draw a sheet of images and their augmented views, with what was done to each
+    """draw a sheet of images and their augmented views, with what was done to each; of texts, print them
 
     The policies: {policies}.
     """
     from nearfar import sheet
     from nearfar.build import open_like
     from nearfar.recipe import Recipe, to_toml
+    from nearfar.text import TextOptions, looks_like_text
     from nearfar.views.policies import POLICIES
     from nearfar.views.policy import as_views
 
@@ -157,10 +158,13 @@ def views(argv: list[str]) -> None:
         ("seed", Annotated[int, arg(help="decides what is drawn")], 0),
         ("image_size", Annotated[int, arg(help=_help(Recipe, "image_size"))], 0),
         ("views", flags, dataclasses.field(default_factory=flags)),
+        ("text", TextOptions, TextOptions()),
     ]), args=argv, prog="nearfar views",
         description=views.__doc__.format(policies=", ".join(POLICIES)))  # fmt: skip
     if given.rows < 1 or given.large < 1:
         raise UserError(f"--rows {given.rows}, --large {given.large}: give 1 or more")
+    if looks_like_text(given.source):
+        return _views_of_text(given)
     changes = {k: v for k, v in dataclasses.asdict(given.views).items() if v is not None}
     source = open_like(given.source, None, Recipe(image_size=given.image_size)).train
     name, plan = sheet.plan_for(source, given.policy, changes)
@@ -169,6 +173,18 @@ def views(argv: list[str]) -> None:
     table = to_toml(Recipe(policy=name, views=as_views(plan))).partition("\n\n[")[2].partition("\n\n[optim]")[0]
     print(f'policy = "{name}"\n\n[{table}\n')
     print(given.out)
+
+
+def _views_of_text(given: Any) -> None:
+    """Texts and what the noise asked for makes of them, a line each."""
+    from nearfar.recipe import Recipe
+    from nearfar.wordspaces import seen
+
+    recipe = Recipe(source=given.source, encoder="bag", text=given.text, holdout=0.0)
+    for original, views in seen(recipe, rows=given.rows, large=given.large, seed=given.seed):
+        print(original)
+        for view in views:
+            print(f"  {view}")
 
 
 def _show_results(run: Any) -> None:

@@ -56,13 +56,15 @@ class Hooks:
 
 
 def fresh(
-    train: Source, recipe: Recipe, say: Callable[[str], None] = lambda text: None, given: Any = None
+    train: Source, recipe: Recipe, say: Callable[[str], None] = lambda text: None, given: Any = None,
+    start: dict[str, torch.Tensor] | None = None,
 ) -> Any:  # fmt: skip
     """The untrained method for a source, by a resolved recipe."""
     statistics = () if recipe.is_text else build.statistics(train)
     if statistics and float(statistics[1].max()) < 1e-4:
         say("all training images look the same: there is nothing to tell apart")
-    return build.model(recipe, given or build.input_of(train), len(train.classes or ()), len(train), *statistics)
+    return build.model(recipe, given or build.input_of(train), len(train.classes or ()), len(train), *statistics,
+                       start=start)  # fmt: skip
 
 
 def loader_of(train: Source, recipe: Recipe, method: Any, engine: Engine = ALONE) -> Loader:

@@ -57,7 +57,8 @@ def train(
         evaluate: judge the features at the end, where there are labels.
         method, preset: which method, with which of its recipes: ``"small"``, for small machines, is taken where none
             is named; ``"paper"`` is the published one (``nearfar methods NAME`` prints them).
-        changes: any field of :class:`nearfar.recipe.Recipe` (``method="simclr", minutes=5, batch=512``) or of
+        changes: any field of :class:`nearfar.recipe.Recipe` (``method="simclr", minutes=5, batch=512``; ``settings``
+            changes those it names) or of
             :class:`nearfar.training.engine.Engine` (``devices=2, compile=True``).
 
     With several devices the script is started once for each, and this returns on all of them: on the first when the
@@ -106,6 +107,8 @@ def _recipe(source: Any, recipe: Any, method: str, preset: str, changes: dict[st
     for key in changes:
         if key not in known:
             raise UserError(f"unknown setting {key!r}{recipes.nearest(key, known | _ENGINE)}")
+    if isinstance(changes.get("settings"), dict):  # the others stay as the method's preset or the recipe has them
+        changes["settings"] = base.settings | changes["settings"]
     base = base.changed(**changes)
     return build.with_encoder(base, base.source if spec is None else spec)
 
@@ -183,7 +186,8 @@ class Started:
             return self._finished(at, source, evaluate)
         if at is not None and self.recipe.is_text:
             self.given = Run(self.folder).input  # its tokeniser
-        data, test, method = _together(lambda: self._opened(self.recipe.source if source is None else source))
+        source = self.recipe.source if source is None else source
+        data, test, method = _together(lambda: self._opened(source, begun=at is not None))
         if at is not None and at.about["fingerprint"] != data.fingerprint():
             raise UserError(f"{data.spec} is not what {self.folder} was trained on until now (its fingerprint is "
                             f"{data.fingerprint()}, not {at.about['fingerprint']}): give the same data, or start anew")
@@ -204,8 +208,13 @@ class Started:
             run.report()
         return run
 
-    def _opened(self, source: Any) -> tuple[Source, Source | None, Any]:
+    def _opened(self, source: Any, begun: bool = False) -> tuple[Source, Source | None, Any]:
         """Data to train on and to judge by, and the untrained method: whatever cannot be built fails here."""
+        first = Run(Path(self.recipe.init)) if self.recipe.init and not begun else None
+        if first is not None and first.recipe.is_text != self.recipe.is_text:
+            raise UserError(f"init = {self.recipe.init!r} is a run of {'texts' if first.recipe.is_text else 'images'}")
+        if first is not None and self.recipe.is_text:
+            self.given = first.input  # its tokeniser
         with bar_for_decoding(self.show) as progress:
             splits = build.open_like(source, self.given, self.recipe, progress, self.say)
         for part in (splits.train, splits.test):
@@ -213,7 +222,8 @@ class Started:
         data, test = build.split(splits, self.recipe)
         self.material, self.given = build.material(data, self.recipe), build.input_of(data)
         self.recipe = build.resolve(self.recipe, self.material)
-        method = fresh(self.material, self.recipe, self.say, self.given)
+        method = fresh(self.material, self.recipe, self.say, self.given,
+                       None if first is None else first.encoder.state_dict())  # fmt: skip
         loader_of(self.material, self.recipe, method)
         return data, test, method
 

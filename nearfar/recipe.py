@@ -34,6 +34,8 @@ class Recipe:
     encoder: str = "auto"
     """images: cnn, resnet10, resnet18, torchvision:NAME or timm:NAME; text: transformer, bag, gru, lstm,
     transformers:NAME or :FOLDER; auto: cnn; for text bag, or transformer where a method wants words in context"""
+    init: str = ""
+    """a run whose encoder, and tokeniser, training starts from; left out: fresh weights"""
     width: int = 0
     """channels of the first layer of our own encoders, or of a token; 0: their default"""
     epochs: float = 0.0
@@ -159,7 +161,7 @@ def _check_types(cls: type, values: dict[str, Any], where: str) -> dict[str, Any
         wanted = {"float": float, "int": int, "str": str, "bool": bool}.get(kind)
         if wanted and type(value) is not wanted:
             raise UserError(f"{where}{key} = {brief(value)} is no {kind}: give {_EXAMPLES[kind]}")
-        if kind == "str" and key != "source" and len(value) > 200:
+        if kind == "str" and key not in ("source", "init") and len(value) > 200:
             raise UserError(f"{where}{key} = {brief(value)} is longer than any name")
         out[key] = value
     return out

@@ -33,6 +33,10 @@ class Reading:
     """what a text is in plain files: line, sentence or document"""
     encoding: str = ""
     """of the file, where it is not UTF-8"""
+    pooling: str = ""
+    """of a foreign model: mean, cls, last or max, as it was trained"""
+    prefix: str = ""
+    """of a foreign model: written before each text"""
 
     def given(self) -> dict[str, str]:
         return {name: value for name, value in vars(self).items() if value}
@@ -107,6 +111,7 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
     """
     from nearfar.evaluate.probes import amount
     from nearfar.run import load
+    from nearfar.text import looks_like_text
 
     few = tuple(amount(n) for n in labels)  # before anything long
     if robust and (is_foreign(run) or run.endswith(".npz")):
@@ -114,6 +119,8 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
     if is_foreign(run):
         from nearfar.foreign.judge import evaluate_model, folder_for
 
+        if source and not like and looks_like_text(source):
+            return _evaluate_text_model(run, source, out or folder_for(run, source), draws, few, more, text)
         base = load(like) if like else None
         folder = Path(out) if out else folder_for(run, source or (base.recipe.source if base else ""))
         result = evaluate_model(run, source or None, choices=choices, like=base, out=folder, draws=draws,
@@ -153,6 +160,16 @@ def evaluate(run: Positional[str], source: Positional[str] = "", *, draws: int =
 
         print_table(opened.folder)
     print(f"results {opened.folder / 'results.json'}\nreport  {opened.folder / 'report.html'}")
+
+
+def _evaluate_text_model(
+    run: str, source: str, out: str | Path, draws: int, labels: tuple[int | str, ...], more: bool, text: Reading
+) -> None:  # fmt: skip
+    from nearfar.pretrained import evaluate_text_model
+
+    evaluate_text_model(run, source, out=out, draws=draws, labels_per_class=labels, more=more, reading=text.given(),
+                        say=say).render()  # fmt: skip
+    print(f"results {Path(out) / 'results.json'}")
 
 
 def _only_foreign(run: str, choices: Choices, *more: str) -> None:

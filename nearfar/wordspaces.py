@@ -15,6 +15,7 @@ from nearfar.data import Source
 from nearfar.evaluate import Evaluation
 from nearfar.evaluate import evaluate as judge
 from nearfar.evaluate.sentences import judge_pairs, judge_retrieval
+from nearfar.recipe import Recipe
 from nearfar.text import Texts
 from nearfar.training.checkpoint import write_bytes
 from nearfar.training.loop import step_generator
@@ -23,6 +24,7 @@ from nearfar.views.text import TextViews
 if TYPE_CHECKING:
     from nearfar.run import Run
 
+_GROUND = 200_000  # texts that TF-IDF and word vectors are fitted on, at most
 _ITEMS, _PAIRS, _ORIGINALS, _VIEWS, _LETTERS = 1500, 1000, 8, 3, 300
 Embed = Callable[[Source], Any]  # (N, d), dense or sparse
 
@@ -36,7 +38,9 @@ class WordSpaces:
     def __init__(self, run: Run, train: Source, test: Source | None, ground: Texts | None = None) -> None:
         self.run, self.train, self.test = run, train, test
         self.shown = test if test is not None else train
-        self.ground = ground or train.origin.texts
+        ground = train.origin.texts if ground is None else ground
+        few = np.unique(np.linspace(0, len(ground) - 1, min(len(ground), _GROUND)).astype(np.int64))
+        self.ground = ground if len(few) == len(ground) else ground.subset(few)
 
     @cached_property
     def untrained(self) -> Any:
@@ -66,9 +70,18 @@ class WordSpaces:
         parts = (self.train, self.test)
         return {name: tuple(None if p is None else embed(p) for p in parts) for name, embed in self.embedders.items()}
 
+    @cached_property
+    def judged(self) -> tuple[str, ...]:
+        """What is judged: projections where they are not the features themselves."""
+        method = self.run.method
+        h = torch.randn(2, method.encoder.features, device=next(method.parameters()).device)
+        with torch.no_grad():
+            same = torch.equal(method.project(h), h)
+        return tuple(name for name in self.embedders if not (same and name == "projection"))
+
     def features(self) -> dict[str, tuple[Any, Any]]:
         """``{name: (train, test)}``, of the first text of each row."""
-        return self._pairs
+        return {name: self._pairs[name] for name in self.judged}
 
     def on_shown(self, name: str) -> np.ndarray:
         a, b = self._pairs[name] if "_pairs" in self.__dict__ else (None, None)
@@ -118,11 +131,17 @@ class WordSpaces:
         return {"texts": np.array([texts.text(int(i))[:_LETTERS] for i in rows]),
                 "names": np.array([f"{i}" for i in rows]),
                 "views_original": np.array([texts.text(int(i))[:_LETTERS] for i in few]), "views": np.array(said),
-                "views_noise": np.array("none" if _plain(views) else "some")}  # fmt: skip
+                "views_noise": np.array("none" if views.is_plain else "some")}  # fmt: skip
 
 
-def _plain(views: TextViews) -> bool:
-    return views.is_plain
+def seen(recipe: Recipe, *, rows: int, large: int, seed: int) -> list[tuple[str, list[str]]]:
+    """Texts spread over a source, each with ``large`` views in words by the recipe's noise."""
+    part = build.open_like(recipe.source, None, recipe).train
+    tokenizer, texts = part.origin.tokenizer, part.origin.texts
+    few = np.unique(np.linspace(0, len(part) - 1, min(rows, len(part))).astype(np.int64))
+    views = TextViews(recipe.text, large, tokenizer.specials, tokenizer.size)(part.read(few), step_generator(seed, 0))
+    return [(texts.text(int(i)), [tokenizer.decode(x[n][x[n] >= 0].tolist()) for x in views])
+            for n, i in enumerate(few)]  # fmt: skip
 
 
 def _all(texts: Texts) -> Any:
@@ -141,25 +160,16 @@ def evaluate(
     either: how well the first text finds the second among all. None where there is none of these.
     """
     spaces = WordSpaces(run, train, test, ground)
-    result, notes, pictures = None, gallery.notes_of(spaces, "text"), {}
-    if test is None:
-        say("nothing to judge by, neither labels, scores nor pairs: the report shows neighbours, map and spectrum")
-    elif test.scores is not None:
-        sides = {name: spaces.sides(name) for name in spaces.embedders}
-        result = judge_pairs(sides, test.scores)
-        pictures = _scored(spaces, sides)
-    elif test.labels is not None and len(set(train.labels.tolist())) > 1:
-        result = judge(spaces.features(), train.labels, test.labels, train.classes, labels_per_class=labels_per_class,
-                       draws=draws, seed=0, more=more, what="text")  # fmt: skip
-        compare.write(run.folder / "predictions.npz", result, test.labels)
-    elif test.shape[0] > 1:
-        result = judge_retrieval({name: spaces.sides(name) for name in spaces.embedders}, test.hashes)
+    result, notes, pictures = judged(spaces, draws, labels_per_class, more), gallery.notes_of(spaces, "text"), {}
+    if result is None:
+        say("nothing to judge by, neither labels of two classes, scores nor pairs: the report shows neighbours, map "
+            "and spectrum")  # fmt: skip
     else:
-        say("one class only: accuracies need two; the report shows neighbours, map and spectrum")
-    if result is not None:
-        result.protocol["items hash"] = train.fingerprint() + test.fingerprint()
-        result.protocol["TF-IDF and word vectors"] = f"fitted on {len(spaces.ground):,} texts of {spaces.ground.spec}"
         notes = [*result.notes, *notes]
+        if result.judgements:
+            compare.write(run.folder / "predictions.npz", result, test.labels)
+        if test.scores is not None:
+            pictures = _scored(spaces)
     held = {"evaluation": None if result is None else result.to_dict() | {"notes": notes},
             "geometry": gallery.geometry_of(spaces), "source": str(train.spec)}  # fmt: skip
     write_bytes(run.folder / "results.json", json.dumps(held, indent=1))
@@ -170,10 +180,31 @@ def evaluate(
     return result
 
 
-def _scored(spaces: WordSpaces, sides: dict[str, tuple[Any, Any]]) -> dict[str, np.ndarray]:
+def judged(spaces: Any, draws: int, labels_per_class: tuple[int | str, ...], more: bool) -> Evaluation | None:
+    """The table of all embeddings, by what the test texts come with."""
+    train, test = spaces.train, spaces.test
+    if test is None:
+        return None
+    if test.scores is not None:
+        result = judge_pairs({name: spaces.sides(name) for name in spaces.judged}, test.scores)
+    elif test.labels is not None and len(set(train.labels.tolist())) > 1:
+        result = judge(spaces.features(), train.labels, test.labels, train.classes, labels_per_class=labels_per_class,
+                       draws=draws, seed=0, more=more, what="text")  # fmt: skip
+    elif test.shape[0] > 1:
+        sought = np.unique(list(test.origin.texts.column(1)), return_inverse=True)[1]  # equal texts are equally right
+        result = judge_retrieval({name: spaces.sides(name) for name in spaces.judged}, sought)
+    else:
+        return None
+    result.protocol["items hash"] = train.fingerprint() + test.fingerprint()
+    result.protocol["TF-IDF and word vectors"] = f"fitted on {len(spaces.ground):,} texts of {spaces.ground.spec}"
+    return result
+
+
+def _scored(spaces: WordSpaces) -> dict[str, np.ndarray]:
     """Cosines of at most 1,500 scored pairs, for the report."""
     rows, texts = spaces.sample, spaces.shown.origin.texts
     names = ["nearfar", "untrained encoder", "TF-IDF"]
+    sides = {name: spaces.sides(name) for name in names}
     return {"pair_scores": spaces.shown.scores[rows], "pair_spaces": np.array(names),
             "pair_cosines": np.stack([lexical.cosines(*(s[rows] for s in sides[n])) for n in names]),
             "pair_texts": np.array([[t[:_LETTERS] for t in texts.row(int(i))[:2]] for i in rows])}  # fmt: skip

@@ -89,9 +89,9 @@ def test_every_method_has_its_parts():
 
 # who may import whom: a room only what stands to its right
 ROOMS = """
-cli verbs estimator pretrain places learning downstream transferred embedding triplets exports sheet run wordspaces
-foreign predictors compare leaks robustness gallery build wording recipe transfer training methods report environment
-views encoders losses lexical mining text data evaluate dist errors
+cli verbs estimator pretrain places learning downstream transferred embedding triplets exports sheet run pretrained
+wordspaces foreign predictors compare leaks robustness gallery build wording recipe transfer training methods report
+environment views encoders losses lexical mining text data evaluate dist errors
 """.split()  # noqa: SIM905
 
 

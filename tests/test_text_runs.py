@@ -46,8 +46,7 @@ def test_a_table_is_text_and_is_judged_beside_what_needs_no_training(run):
     """One command: the method and encoder for text, a tokeniser of its own, a table with all the baselines."""
     assert (run.recipe.method, run.recipe.encoder) == ("simcse", "bag")
     rows = judged(run)
-    assert list(rows) == ["nearfar", "projection", "untrained encoder", "TF-IDF", "averaged word vectors",
-                          "SIF word vectors"]  # fmt: skip
+    assert list(rows) == ["nearfar", "untrained encoder", "TF-IDF", "averaged word vectors", "SIF word vectors"]
     assert rows["nearfar"]["linear"]["value"] > 0.9
     assert all(c["low"] <= c["value"] <= c["high"] for row in rows.values() for c in row.values())
     page = (run.folder / "report.html").read_text()
@@ -183,3 +182,55 @@ def test_a_list_of_texts_fits_a_pipeline():
     assert z.shape == (2, 16)
     assert made.recipe_.encoder == "bag"
     np.testing.assert_array_equal(z, made.transform(["boat 3 of the boats", "a loan"]))
+
+
+def test_views_of_texts_are_printed(capsys):
+    assert cli.main(["views", "pydoc", "--rows", "2", "--large", "2", "--text.delete", "0.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert all(len(view.split()) < len(lines[0].split()) for view in lines[1:3])
+
+
+def test_settings_change_what_they_name(sentences, tmp_path):
+    """The others stay as the method's preset has them."""
+    run = nearfar.train(sentences, out=tmp_path / "run", steps=1, batch=16, width=8, settings={"symmetric": True},
+                        evaluate=False, **QUICK)  # fmt: skip
+    assert run.recipe.settings["symmetric"]
+    assert run.recipe.settings["head"] == 0
+
+
+def test_a_model_of_another_origin_is_judged_on_text(tmp_path, monkeypatch, capsys):
+    """A folder of transformers', beside its architecture with fresh weights and what counts alone give."""
+    transformers = pytest.importorskip("transformers")
+    words = [f"word{i}" for i in range(40)]
+    run = nearfar.train([f"{a} {b}" for a in words for b in words[:5]], out=tmp_path / "run", steps=1, batch=16,
+                        evaluate=False, **QUICK)  # fmt: skip
+    folder = tmp_path / "bert"
+    config = transformers.BertConfig(vocab_size=run.input.tokenizer.size, hidden_size=16, num_hidden_layers=1,
+                                     num_attention_heads=2, intermediate_size=32)  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(run.input.tokenizer.to_json())
+    rng = np.random.default_rng(0)
+    rows = [(rng.choice(words, 4), rng.choice(words, 4), rng.integers(0, 6)) for _ in range(60)]
+    (tmp_path / "pairs.csv").write_text("".join(f"{' '.join(a)},{' '.join(b)},{s}\n" for a, b, s in rows))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", f"transformers:{folder}", "pairs.csv"]) == 0
+    held = json.loads((tmp_path / "judged" / "transformers-bert-on-pairs" / "results.json").read_text())
+    names = [row["embedding"] for row in held["evaluation"]["rows"]]
+    assert names[:3] == ["transformers:bert", "untrained encoder", "TF-IDF"]
+    assert "Spearman" in capsys.readouterr().out
+
+
+def test_training_starts_from_another_run(sentences, run, tmp_path):
+    """Its encoder's weights and its tokeniser, with another method; the untrained encoder stays one of fresh weights."""
+    held = run.encoder.state_dict()
+    from nearfar.training.optim import Optim
+
+    still = nearfar.train(sentences, out=tmp_path / "still", init=str(run.folder), method="moco", steps=1, batch=16,
+                          encoder="bag", width=32, optim=Optim(lr=1e-12), evaluate=False, **QUICK)  # fmt: skip
+    assert still.input.tokenizer.to_json() == run.input.tokenizer.to_json()
+    torch.testing.assert_close(still.encoder.state_dict()["embedding.weight"], held["embedding.weight"])
+    fresh = still._fresh().encoder.state_dict()["embedding.weight"]
+    assert not torch.allclose(fresh, held["embedding.weight"], atol=1e-3)
+    with pytest.raises(ValueError, match="its encoder is not this one"):
+        nearfar.train(sentences, out=tmp_path / "no", init=str(run.folder), encoder="bag", width=16, steps=1, **QUICK)

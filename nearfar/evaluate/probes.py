@@ -131,6 +131,7 @@ def _logistic(c: float, x: np.ndarray, y: np.ndarray, tol: float = 1e-4, most: i
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in the detail instead
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # of a few labels a class
         return LogisticRegression(C=c, tol=tol, max_iter=most).fit(x, y)
 
 

@@ -11,6 +11,8 @@ from nearfar.errors import UserError
 from nearfar.exports import onnx, sentence_transformers, tokens, weights
 from nearfar.run import Run, load
 
+_FILES = (".onnx", ".safetensors")
+
 
 def export(run: Run | str | Path, out: str | Path, *, force: bool = False) -> tuple[Path, ...]:
     """Write a run's encoder so that others can load it; whole or not at all. -> what was written
@@ -27,7 +29,7 @@ def export(run: Run | str | Path, out: str | Path, *, force: bool = False) -> tu
     run, out = run if isinstance(run, Run) else load(run), Path(out)
     made = _writers(run, out)
     for path in made:
-        _check_free(path, force)
+        _check_free(path, path.suffix.lower() not in _FILES and path == out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     sides = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in made}
     try:
@@ -44,7 +46,7 @@ def export(run: Run | str | Path, out: str | Path, *, force: bool = False) -> tu
 def _writers(run: Run, out: Path) -> dict[Path, Callable[[Path], None]]:
     """What is to be written where, what is asked for last."""
     suffix = out.suffix.lower()
-    if suffix not in (".onnx", ".safetensors"):
+    if suffix not in _FILES:
         sentence_transformers.check(run)
         return {out: lambda side: sentence_transformers.write(run, side)}
     write = onnx.write if suffix == ".onnx" else weights.write
@@ -54,13 +56,12 @@ def _writers(run: Run, out: Path) -> dict[Path, Callable[[Path], None]]:
     return beside | {out: lambda side: write(run, side)}
 
 
-def _check_free(path: Path, force: bool) -> None:
+def _check_free(path: Path, folder: bool, force: bool) -> None:
     if not path.exists():
         return
     if not force:
         raise UserError(f"{path} is there already: pass another name, or --force to replace it")
-    ours = not path.is_dir() or (path / sentence_transformers.MARK).is_file()
-    if path.is_dir() != (path.suffix.lower() not in (".onnx", ".safetensors", ".json")) or not ours:
+    if not (path / sentence_transformers.MARK if folder else path).is_file():
         raise UserError(f"{path} is not what was exported before: pass another name")
 
 

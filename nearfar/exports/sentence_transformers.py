@@ -74,12 +74,26 @@ def _model(run: Run, folder: Path) -> None:
         return
     net = copy.deepcopy(run.encoder.net)
     net.config._name_or_path = ""  # the folder it was loaded from is nobody's business
-    log = require("transformers", "transformers", "an export").utils.logging
+    transformers = require("transformers", "transformers", "an export")
+    log = transformers.utils.logging
     bar = log.is_progress_bar_enabled()
     log.disable_progress_bar()
-    net.save_pretrained(folder)
-    if bar:
-        log.enable_progress_bar()
+    try:
+        net.save_pretrained(folder)
+        _check_tokens(run, transformers.AutoTokenizer.from_pretrained(str(folder)))
+    finally:
+        if bar:
+            log.enable_progress_bar()
+
+
+def _check_tokens(run: Run, theirs: Any) -> None:
+    """One line where transformers has a tokeniser of its own for an architecture, whatever tokenizer.json says."""
+    most, kind = run.recipe.text.max_length, run.encoder.net.config.model_type
+    for text in ("A boat, 3 sails and a harbour.", "the ünïcode"):
+        ours = run.input.tokenizer.encode([text], most)[0].tolist()
+        if theirs(text, truncation=True, max_length=most)["input_ids"] != ours:
+            raise UserError(f"{run.folder} as a sentence-transformers folder: transformers gives a {kind} model a "
+                            "tokeniser of its own; give OUT.onnx")  # fmt: skip
 
 
 def _modules(*names: str) -> list[dict[str, Any]]:
