@@ -1,6 +1,7 @@
 """What embeddings of text are worth: objectives, encoders and budgets on the same text, judged on sets of other text.
 
     python benchmarks/text.py study --data "$NEARFAR_DATA" --seeds 0 1 2 --jobs 2 --out study.jsonl
+    python benchmarks/text.py labels --data "$NEARFAR_DATA" --seeds 0 1 2 --jobs 2 --out labels.jsonl
     python benchmarks/text.py budget --data "$NEARFAR_DATA" --seeds 0 1 2 --out budget.jsonl --svg docs/text_budget.png
     python benchmarks/text.py scored --data "$NEARFAR_DATA" --seeds 0 1 2 --jobs 2 --out scored.jsonl
     python benchmarks/text.py --table study.jsonl
@@ -81,8 +82,8 @@ def trained(source: str, plan: dict, seed: int, folder: str):
     return nearfar.train(source, out=folder, **plan)
 
 
-def judged(embed, data: Path, fit=None) -> dict:
-    """All columns of what turns texts into vectors; ``fit(texts)`` gives one fitted on them, for probes."""
+def judged(embed, data: Path, brief: bool, fit=None) -> dict:
+    """All columns of what turns texts into vectors, or STS; ``fit(texts)`` gives one fitted on them, of probes."""
     from nearfar.evaluate import linear_probe, retrieval
     from nearfar.evaluate.sentences import sts
     from nearfar.text import TextOptions, open_texts
@@ -90,7 +91,7 @@ def judged(embed, data: Path, fit=None) -> dict:
     pairs = open_texts(data / "text" / "stsb" / "test.csv").train
     found = sts(embed(list(pairs.column(0))), embed(list(pairs.column(1))), pairs.scores)["Spearman"]
     row = {"STS-B": [found.value, found.low, found.high]}
-    for name, (path, options) in SETS.items():
+    for name, (path, options) in () if brief else SETS.items():
         splits = open_texts(data / "text" / path, TextOptions(**options), say=lambda text: None)
         train, test = splits.train, splits.test
         if test is None:
@@ -120,9 +121,9 @@ def child(what: str, data: Path, source: str) -> dict:
         ground = open_texts(job.get("source") or source).train
         texts = [text for slot in range(len(ground.slots)) for text in ground.column(slot)]
         if job["name"] == "TF-IDF":
-            return job | judged(lexical.tf_idf(texts), data, lexical.tf_idf)
+            return job | judged(lexical.tf_idf(texts), data, job["brief"], lexical.tf_idf)
         words = lexical.word_vectors(texts)
-        return job | judged(words.averaged if "averaged" in job["name"] else words.sif, data)
+        return job | judged(words.averaged if "averaged" in job["name"] else words.sif, data, job["brief"])
     with tempfile.TemporaryDirectory() as folder:
         plan = dict(job["plan"])
         if first := plan.pop("first", None):
@@ -131,7 +132,7 @@ def child(what: str, data: Path, source: str) -> dict:
         run = trained(job.get("source") or source, plan, job["seed"], f"{folder}/run")
         seconds = time.perf_counter() - began
         job |= {"seconds": round(seconds, 1), "texts": run.about["step"] * run.recipe.batch}
-        return job | judged(run.embed, data)
+        return job | judged(run.embed, data, job["brief"])
 
 
 def jobs(args) -> list[dict]:
@@ -146,12 +147,19 @@ def jobs(args) -> list[dict]:
     if args.what == "budget":
         budgets = {n: {"epochs": float(n)} if n else {"steps": 0} for n in BUDGETS}
         plans = {f"bag, {n} epochs": {"encoder": "bag"} | budget for n, budget in budgets.items()}
+    if args.what == "labels":
+        source = str(Path(args.data) / "text" / "banking77")
+        plans = {"labels, untrained": {"encoder": "bag", "steps": 0}}
+        plans |= {f"labels, {name}": {"encoder": "bag", "epochs": 30.0, "method": method}
+                  for name, method in (("contrast: SupCon", "supcon"), ("cross-entropy", "supervised"))}  # fmt: skip
     if args.what == "scored":
         source = str(Path(args.data) / "text" / "stsb" / "train.csv")
         base, first = {"encoder": "bag", "batch": 64}, {"encoder": "bag", "epochs": 10.0}
         plans = {"cosent alone": base | {"epochs": 10.0, "method": "cosent"}}
         plans |= {f"SimCSE, then {name}": base | {"epochs": 5.0, "method": name, "first": first}
                   for name in ("cosent", "angle", "logistic")}  # fmt: skip
+    if args.what in ("labels", "scored"):
+        held = held if args.what == "scored" else []
         return held + [{"name": n, "plan": p, "seed": s, "source": source} for n, p in plans.items()
                        for s in args.seeds]  # fmt: skip
     return held + [{"name": n, "plan": p, "seed": s} for n, p in plans.items() for s in args.seeds]
@@ -162,10 +170,11 @@ def table(path: Path) -> None:
     for line in path.read_text().splitlines():
         row = json.loads(line)
         rows.setdefault(row["name"], []).append(row)
-    print(f"| embedding | {' | '.join(COLUMNS)} | seconds |\n|---|{'---:|' * (len(COLUMNS) + 1)}")
+    columns = [c for c in COLUMNS if all(c in r for runs in rows.values() for r in runs)]
+    print(f"| embedding | {' | '.join(columns)} | seconds |\n|---|{'---:|' * (len(columns) + 1)}")
     for name, runs in rows.items():
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             values = [r[column][0] for r in runs]
             half = float(np.mean([(r[column][2] - r[column][1]) / 2 for r in runs]))
             if len(values) > 2:
@@ -200,7 +209,7 @@ def curve(path: Path, out: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="?", choices=("study", "budget", "scored"))
+    parser.add_argument("what", nargs="?", choices=("study", "labels", "budget", "scored"))
     parser.add_argument("--data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1)
@@ -223,6 +232,7 @@ def main() -> None:
         source.write_text("\n".join(lines(Path(args.data))))
 
         def one(job: dict) -> None:
+            job = job | {"brief": args.what in ("budget", "scored")}
             command = [sys.executable, __file__, "--child", json.dumps(job), "--data", args.data,
                        "--source", str(source)]  # fmt: skip
             got = subprocess.run(command, capture_output=True, text=True)

@@ -229,8 +229,8 @@ def model(
             try:
                 encoder.load_state_dict(start)
             except RuntimeError:
-                raise UserError(f"init = {recipe.init!r}: its encoder is not this one: give the encoder, width, layers and "
-                                "max-length that it has") from None  # fmt: skip
+                raise UserError(f"init = {recipe.init!r}: its encoder is not this one: give the encoder, width, layers "
+                                "and max-length that it has") from None  # fmt: skip
         return methods.module(recipe.method).Method(encoder, recipe.method_config(), classes, images)
 
 

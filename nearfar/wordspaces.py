@@ -166,6 +166,8 @@ def evaluate(
             "and spectrum")  # fmt: skip
     else:
         notes = [*result.notes, *notes]
+        if run.recipe.encoder.startswith("transformers:") and not run.recipe.encoder.endswith("@random"):
+            notes.append(f"the untrained encoder is {run.recipe.encoder} as it came, before this training")
         if result.judgements:
             compare.write(run.folder / "predictions.npz", result, test.labels)
         if test.scores is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nearfar.encoders.packing import Packed, pack
+from nearfar.encoders.packing import Packed, attention, pack
 from nearfar.encoders.pooling import Pooling
 from nearfar.errors import UserError, one_line, require
 
@@ -55,9 +55,26 @@ class HuggingFace(nn.Module):
         causal = not getattr(net.config, "is_encoder_decoder", False) and _is_causal(transformers, net.config)
         self.pooling = Pooling(pooling or ("last" if causal else "mean"), self.features)
         self.max_length = max_length
+        self._first = _first_position(net.config)
+        if self._first is not None:
+            transformers.AttentionInterface.register(_PACKED, _packed_attention)
 
     def _states(self, p: Packed) -> Tensor:
         """(T, d) of the packed tokens"""
+        return self._grouped(p) if self._first is None else self._flat(p)
+
+    def _flat(self, p: Packed) -> Tensor:
+        """All texts as one row. -> (T, d)"""
+        config, places = self.net.config, p.position + self._first  # (T,)
+        was = config._attn_implementation
+        config._attn_implementation = _PACKED  # for this call: whoever gives a mask wants the model's own
+        try:
+            return self.net(input_ids=p.ids[None], position_ids=places[None], packed=p).last_hidden_state[0]
+        finally:
+            config._attn_implementation = was
+
+    def _grouped(self, p: Packed) -> Tensor:
+        """A group of rows at a time. -> (T, d)"""
         out = []
         for g in p.groups:
             if g.places is None:
@@ -86,6 +103,27 @@ class HuggingFace(nn.Module):
 
 
 _SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet")  # whose positions begin after the padding token's
+_FLAT = ("bert", "electra", "roberta", "xlm-roberta", "camembert")  # in which a place counts by position_ids alone
+_PACKED = "nearfar_packed"
+
+
+def _first_position(config: Any) -> int | None:
+    """The position_id of a text's first token where texts may go end to end; None where they may not."""
+    kind = getattr(config, "model_type", "")
+    absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
+    if kind not in _FLAT or not absolute or getattr(config, "is_decoder", False):
+        return None
+    return config.pad_token_id + 1 if kind in _SHIFTED else 0
+
+
+def _packed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, packed: Packed, dropout: float = 0.0,
+    **given: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' attention, each text to itself. 3 of (1, heads, T, d/heads) -> (1, T, heads, d/heads)"""
+    heads, t = query.shape[1:3]
+    qkv = torch.cat([query, key, value]).permute(2, 0, 1, 3).reshape(t, -1)  # (T, 3·d)
+    return attention(qkv, packed, heads, dropout, False).view(1, t, heads, -1), None
 
 
 def _loaded(transformers: Any, path: str, random: bool, dropout: float, spec: str) -> nn.Module:
