@@ -30,7 +30,9 @@ class Pretrained:
 
     def _fresh(self) -> Any:
         name = self.recipe.encoder.removesuffix(_RANDOM) + _RANDOM
-        return build.model(self.recipe.changed(encoder=name), self.input, 0, 1).eval()
+        fresh = build.model(self.recipe.changed(encoder=name), self.input, 0, 1)
+        fresh.eval()
+        return fresh
 
 
 def evaluate_text_model(
@@ -58,7 +60,9 @@ def evaluate_text_model(
     if test is None:
         raise UserError(f"{train.spec} has nothing to judge by: labels, scores or pairs")
     given = build.input_of(train)
-    model = Pretrained(recipe, given, build.model(recipe, given, 0, 1).eval())
+    method = build.model(recipe, given, 0, 1)
+    method.eval()
+    model = Pretrained(recipe, given, method)
     found = judged(WordSpaces(model, train, test), draws, labels_per_class, more)
     if found is None:
         raise UserError(f"{train.spec} has one class only: nothing to judge by")

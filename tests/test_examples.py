@@ -18,7 +18,7 @@ def test_docstring_examples():
     said = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--doctest-modules", "nearfar/losses",
          "nearfar/views", "nearfar/methods", "nearfar/recipe.py", "nearfar/training", "nearfar/encoders",
-         "nearfar/evaluate", "nearfar/estimator.py"],
+         "nearfar/evaluate", "nearfar/estimator.py", "nearfar/text", "nearfar/lexical.py", "nearfar/mining.py"],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert said.returncode == 0, said.stdout[-2000:]

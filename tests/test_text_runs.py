@@ -212,7 +212,8 @@ def test_a_model_of_another_origin_is_judged_on_text(tmp_path, monkeypatch, caps
     (folder / "tokenizer.json").write_text(run.input.tokenizer.to_json())
     rng = np.random.default_rng(0)
     rows = [(rng.choice(words, 4), rng.choice(words, 4), rng.integers(0, 6)) for _ in range(60)]
-    (tmp_path / "pairs.csv").write_text("".join(f"{' '.join(a)},{' '.join(b)},{s}\n" for a, b, s in rows))
+    lines = [f"{' '.join(a)},{' '.join(b)},{s}\n" for a, b, s in rows]
+    (tmp_path / "pairs.csv").write_text("".join(lines))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate", f"transformers:{folder}", "pairs.csv"]) == 0
     held = json.loads((tmp_path / "judged" / "transformers-bert-on-pairs" / "results.json").read_text())

@@ -69,7 +69,7 @@ def write(run: Run, path: Path) -> None:
     Texts: input_ids and attention_mask (B, L) int64, 1 to the text's end; images: images (B, C, H, W) float32 in
     [0, 1]. Output: embedding (B, d) float32. Raises ``UserError`` where it cannot be traced, or is not the same.
     """
-    encoder = run.encoder.cpu().eval()
+    encoder = run.encoder.cpu()  # in evaluation mode, as runs give it
     with _quiet(), torch.no_grad():
         try:
             path.write_bytes(_graph(run, encoder).SerializeToString())

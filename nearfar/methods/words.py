@@ -57,7 +57,7 @@ def delete(x: Tensor, specials: Any, share: float, generator: torch.Generator) -
     >>> from collections import namedtuple
     >>> specials = namedtuple("Specials", "unk cls sep mask")(0, 1, 2, 3)
     >>> delete(torch.tensor([[1, 7, 8, 9, 2, -1]]), specials, 1.0, torch.Generator().manual_seed(0))
-    tensor([[1, 8, 2]])
+    tensor([[1, 7, 2]])
     """
     (drawn,) = uniform(x, 1, generator)  # (B, L)
     words = without(x, specials.cls, specials.sep)
