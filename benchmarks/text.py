@@ -202,6 +202,7 @@ def curve(path: Path, out: str) -> None:
     axes.set_xscale("symlog", linthresh=1)
     axes.set(xlabel="passes over 38,000 sentences (0: untrained)", ylabel="Spearman's ρ, STS-B test", xticks=x,
              xticklabels=[f"{e:g}" for e in x])  # fmt: skip
+    axes.set_xlim(-0.2, 1.3 * max(x))
     axes.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(out, dpi=120)

@@ -223,7 +223,7 @@ def test_a_model_of_another_origin_is_judged_on_text(tmp_path, monkeypatch, caps
 
 
 def test_training_starts_from_another_run(sentences, run, tmp_path):
-    """Its encoder's weights and its tokeniser, with another method; the untrained encoder stays one of fresh weights."""
+    """Its encoder and its tokeniser, with another method; the untrained encoder stays one of fresh weights."""
     held = run.encoder.state_dict()
     from nearfar.training.optim import Optim
 
