@@ -86,6 +86,21 @@ def test_scored_pairs_are_judged_by_rank(tmp_path):
     assert "Scores against cosines" in (run.folder / "report.html").read_text()
 
 
+@pytest.mark.parametrize("head", ["", "sentence1,sentence2,score\n"])
+def test_scores_may_be_left_out(tmp_path, head):
+    """As the line says that refuses a method which takes every pair for a positive."""
+    path = tmp_path / "pairs.csv"
+    path.write_text(head + "".join(f"word{i} word{i + 1},word{i} word{i + 2},{i % 6}\n" for i in range(60)))
+    with pytest.raises(ValueError, match=r"or pass --text\.score none"):
+        nearfar.train(path, out=tmp_path / "no", method="simcse", steps=1, batch=8, **QUICK)
+    options = nearfar.recipe.TextOptions(score="none")
+    run = nearfar.train(path, out=tmp_path / "run", method="simcse", steps=1, batch=8, text=options, evaluate=False,
+                        **QUICK)  # fmt: skip
+    part = run.open(path, reading={"score": "none"}).train
+    assert part.scores is None
+    assert part.shape[0] == 2
+
+
 def test_pairs_find_each_other(tmp_path):
     path = tmp_path / "pairs.tsv"
     rng = np.random.default_rng(0)

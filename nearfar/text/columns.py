@@ -19,6 +19,7 @@ _SINGLE = ("text", "sentence", "sentences", "content", "utterance", "question", 
            "review", "abstract")  # fmt: skip
 _LABELS = ("label_text", "label", "category", "class", "intent", "topic", "target", "sentiment")
 _SCORES = ("score", "similarity", "similarity_score", "sim", "relatedness", "relatedness_score")
+NONE = "none"  # said of scores: pairs are taken without
 KNOWN = {*_SINGLE, *_LABELS, *_SCORES, *(name for pair in _PAIRS for name in pair)}
 
 
@@ -49,7 +50,7 @@ def is_header(rows: Sequence[Sequence[str]], options: TextOptions) -> bool:
 
     It does where it has a word above numbers, or, last, a word that never comes again above words that all do.
     """
-    wanted = {*named(options), options.label, options.score} - {"", "file"}
+    wanted = {*named(options), options.label, options.score} - {"", "file", NONE}
     if wanted and all(name.isdigit() for name in wanted):
         return False
     first = [cell.strip() for cell in rows[0]]
@@ -87,7 +88,7 @@ def choose(names: Sequence[str], rows: Sequence[Sequence[str]], options: TextOpt
 
     header = low != [str(i) for i in range(len(low))]
     label = place(options.label, "labels") if options.label not in ("", "file") else known(_LABELS)
-    score = place(options.score, "scores") if options.score else known(_SCORES)
+    score = place(options.score, "scores") if options.score not in ("", NONE) else known(_SCORES)
     if options.columns:
         texts = [place(name, "text") for name in named(options)]
     elif header:
@@ -101,12 +102,13 @@ def choose(names: Sequence[str], rows: Sequence[Sequence[str]], options: TextOpt
                             f"are {_listed(names)}")  # fmt: skip
     else:
         texts, label, score = _by_content(len(low), rows, label, score)
+    score = None if options.score == NONE else score
     if len(texts) > 3:
         raise UserError(f"{where}: {len(texts)} columns of text: name one to three with --text.columns; its columns "
                         f"are {_listed(names)}")  # fmt: skip
     if not texts:
         raise UserError(f"{where} has no column of text: its columns are {_listed(names)}")
-    if options.score and len(texts) == 1:
+    if options.score not in ("", NONE) and len(texts) == 1:
         raise UserError(f"{where}: column {options.score!r} cannot score single texts: name two with --text.columns; "
                         f"its columns are {_listed(names)}")  # fmt: skip
     if label in texts:

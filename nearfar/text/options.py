@@ -22,7 +22,7 @@ class TextOptions:
     label: str = ""
     """the column of classes; file: of text files, their names are the classes"""
     score: str = ""
-    """the column of pairs' similarities"""
+    """the column of pairs' similarities; none: take pairs without their scores"""
     score_range: str = ""
     """least and largest score, such as 0,5; left out: 0,1 or 0,5, whichever holds all"""
     unit: str = "auto"
