@@ -119,7 +119,7 @@ def child(what: str, data: Path, source: str) -> dict:
         from nearfar.text import open_texts
 
         ground = open_texts(job.get("source") or source).train
-        texts = [text for slot in range(len(ground.slots)) for text in ground.column(slot)]
+        texts = list(ground.every())
         if job["name"] == "TF-IDF":
             return job | judged(lexical.tf_idf(texts), data, job["brief"], lexical.tf_idf)
         words = lexical.word_vectors(texts)

@@ -70,8 +70,7 @@ class Spaces:
     @cached_property
     def sample(self) -> np.ndarray:
         """Which images the pictures are of: at most 1,500, the same each time."""
-        n = len(self.shown)
-        return np.sort(np.random.default_rng(0).permutation(n)[:_ITEMS])
+        return some_of(self.shown)
 
     @cached_property
     def two_views(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -95,6 +94,11 @@ class Spaces:
         return {"thumbs": thumbs(part.read(rows), *self.run.input.range_for(part)),
                 "names": np.array([str(part.names[i]) for i in rows]),
                 **views_sheet(self.run, part, rows[:_ORIGINALS])}  # fmt: skip
+
+
+def some_of(part: Source) -> np.ndarray:
+    """At most 1,500 of a source's items, the same each time."""
+    return np.sort(np.random.default_rng(0).permutation(len(part))[:_ITEMS])
 
 
 def geometry_of(spaces: Any) -> dict[str, dict[str, float]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nearfar import build, compare, wording
+from nearfar.encoders.hugging_face import RANDOM
 from nearfar.errors import UserError
 from nearfar.evaluate import Evaluation
 from nearfar.recipe import Recipe
@@ -17,7 +18,7 @@ from nearfar.text import TextOptions
 from nearfar.training.checkpoint import write_bytes
 from nearfar.wordspaces import WordSpaces, judged
 
-_RANDOM, _LONGEST = "@random", 128  # tokens of a text that are read
+_LONGEST = 128  # tokens of a text that are read
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Pretrained:
     method: Any
 
     def _fresh(self) -> Any:
-        name = self.recipe.encoder.removesuffix(_RANDOM) + _RANDOM
+        name = self.recipe.encoder.removesuffix(RANDOM) + RANDOM
         fresh = build.model(self.recipe.changed(encoder=name), self.input, 0, 1)
         fresh.eval()
         return fresh

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from nearfar import methods
 from nearfar.data import Source, Splits, hold_out, to_stderr
+from nearfar.encoders.hugging_face import RANDOM
 from nearfar.encoders.words import text_encoder
 from nearfar.errors import UserError
 from nearfar.recipe import Recipe
 from nearfar.text import Texts, TextSplits, open_texts
 from nearfar.text.tokenizer import Tokenizer
-from nearfar.text.tokens import tokenised
+from nearfar.text.tokens import neighbouring, tokenised
 from nearfar.views.text import TextViews
 
 _TRAINED = ("wordpiece", "bpe")
@@ -135,15 +136,10 @@ def tokenizer_for(recipe: Recipe, texts: Texts) -> Tokenizer:
     kind = recipe.text.tokenizer
     library, _, name = recipe.encoder.partition(":")
     if library == "transformers" and kind == "wordpiece":
-        return Tokenizer.load(name.removesuffix("@random"))
+        return Tokenizer.load(name.removesuffix(RANDOM))
     if kind not in _TRAINED:
         return Tokenizer.load(kind)
-    return Tokenizer.train(_all(texts), kind=kind, vocabulary=recipe.text.vocabulary, lower=recipe.text.lower)
-
-
-def _all(texts: Texts) -> Iterator[str]:
-    for slot in range(len(texts.slots)):
-        yield from texts.column(slot)
+    return Tokenizer.train(texts.every(), kind=kind, vocabulary=recipe.text.vocabulary, lower=recipe.text.lower)
 
 
 def source_of(
@@ -173,8 +169,11 @@ def material(data: Source, recipe: Recipe) -> Source:
     """What is trained on: the source itself, or the pairs of neighbouring sentences that the method wants."""
     if getattr(methods.module(recipe.method), "NEEDS", "") != "neighbours" or data.shape[0] > 1:
         return data
+    reach = getattr(recipe.method_config(), "reach", 1)
+    if recipe.text.prefix == recipe.text.second_prefix:
+        return neighbouring(data, data.origin.texts, reach)
     return source_of(data.origin.texts, data.origin.tokenizer, recipe, lambda text: None, pairs="neighbours",
-                     reach=getattr(recipe.method_config(), "reach", 1))  # fmt: skip
+                     reach=reach)  # fmt: skip
 
 
 def _tell_unknown(part: Source | None, tokenizer: Tokenizer, say: Callable[[str], None]) -> None:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nearfar import build, compare, gallery, lexical, wording
 from nearfar.data import Source
+from nearfar.encoders.hugging_face import RANDOM
 from nearfar.evaluate import Evaluation
 from nearfar.evaluate import evaluate as judge
 from nearfar.evaluate.sentences import judge_pairs, judge_retrieval
 from nearfar.recipe import Recipe
 from nearfar.text import Texts
+from nearfar.text.tokenizer import Tokenizer
 from nearfar.training.checkpoint import write_bytes
 from nearfar.training.loop import step_generator
 from nearfar.views.text import TextViews
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from nearfar.run import Run
 
 _GROUND = 200_000  # texts that TF-IDF and word vectors are fitted on, at most
-_ITEMS, _PAIRS, _ORIGINALS, _VIEWS, _LETTERS = 1500, 1000, 8, 3, 300
+_PAIRS, _ORIGINALS, _VIEWS, _LETTERS = 1000, 8, 3, 300
 Embed = Callable[[Source], Any]  # (N, d), dense or sparse
 
 
@@ -41,6 +44,7 @@ class WordSpaces:
         ground = train.origin.texts if ground is None else ground
         few = np.unique(np.linspace(0, len(ground) - 1, min(len(ground), _GROUND)).astype(np.int64))
         self.ground = ground if len(few) == len(ground) else ground.subset(few)
+        self._held: dict[tuple[str, str], Any] = {}
 
     @cached_property
     def untrained(self) -> Any:
@@ -50,52 +54,58 @@ class WordSpaces:
         return method
 
     @cached_property
+    def _tf_idf(self) -> Callable[[list[str]], Any]:
+        return lexical.tf_idf(self.ground.every())
+
+    @cached_property
+    def _words(self) -> lexical.Words:
+        return lexical.word_vectors(list(self.ground.every()))
+
+    @cached_property
     def embedders(self) -> dict[str, Embed]:
         """By name, what embeds the first text of each row. -> (N, d)"""
         def by(method: Any, project: bool = False) -> Embed:
             return lambda part: build.embed(method, part, self.run.input, project=project)
 
-        texts = list(_all(self.ground))
-        tf_idf, words = lexical.tf_idf(texts), lexical.word_vectors(texts)
         return {
             "nearfar": by(self.run.method), "projection": by(self.run.method, True),
-            "untrained encoder": by(self.untrained),
-            "TF-IDF": lambda part: tf_idf(part.origin.first()),
-            "averaged word vectors": lambda part: words.averaged(part.origin.first()),
-            "SIF word vectors": lambda part: words.sif(part.origin.first()),
+            "untrained encoder": lambda part: by(self.untrained)(part),
+            "TF-IDF": lambda part: self._tf_idf(part.origin.first()),
+            "averaged word vectors": lambda part: self._words.averaged(part.origin.first()),
+            "SIF word vectors": lambda part: self._words.sif(part.origin.first()),
         }  # fmt: skip
 
-    @cached_property
-    def _pairs(self) -> dict[str, tuple[Any, Any]]:
-        parts = (self.train, self.test)
-        return {name: tuple(None if p is None else embed(p) for p in parts) for name, embed in self.embedders.items()}
+    def _embedded(self, name: str, which: str) -> Any:
+        """One part by one embedding: ``train``, ``test``, or ``second``, the other texts of shown pairs."""
+        if (name, which) not in self._held:
+            part = wording.slot(self.shown, 1) if which == "second" else getattr(self, which)
+            self._held[name, which] = self.embedders[name](part)
+        return self._held[name, which]
 
     @cached_property
     def judged(self) -> tuple[str, ...]:
         """What is judged: projections where they are not the features themselves."""
         method = self.run.method
-        h = torch.randn(2, method.encoder.features, device=next(method.parameters()).device)
+        h = torch.linspace(-1, 1, 2 * method.encoder.features, device=next(method.parameters()).device).view(2, -1)
         with torch.no_grad():
             same = torch.equal(method.project(h), h)
         return tuple(name for name in self.embedders if not (same and name == "projection"))
 
     def features(self) -> dict[str, tuple[Any, Any]]:
         """``{name: (train, test)}``, of the first text of each row."""
-        return {name: self._pairs[name] for name in self.judged}
+        return {name: (self._embedded(name, "train"), self._embedded(name, "test")) for name in self.judged}
 
     def on_shown(self, name: str) -> np.ndarray:
-        a, b = self._pairs[name] if "_pairs" in self.__dict__ else (None, None)
-        held = a if self.test is None else b
-        return self.embedders[name](self.shown) if held is None else held
+        return self._embedded(name, "train" if self.test is None else "test")
 
     def sides(self, name: str) -> tuple[Any, Any]:
         """Both texts of each shown pair, (N, d) each."""
-        return self.on_shown(name), self.embedders[name](wording.slot(self.shown, 1))
+        return self.on_shown(name), self._embedded(name, "second")
 
     @cached_property
     def sample(self) -> np.ndarray:
         """Which texts are shown: at most 1,500, the same each time."""
-        return np.sort(np.random.default_rng(0).permutation(len(self.shown))[:_ITEMS])
+        return gallery.some_of(self.shown)
 
     @cached_property
     def two_views(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -126,8 +136,8 @@ class WordSpaces:
         texts = self.shown.origin.texts
         few, tokenizer = rows[:_ORIGINALS], self.run.input.tokenizer
         views = wording.views(self.run.recipe, self.run.encoder, _VIEWS)
-        seen = views(self.shown.read(few), step_generator(self.run.recipe.seed, 2 * 10**9))  # views of (m, L)
-        said = [[tokenizer.decode(x[i][x[i] >= 0].tolist())[:_LETTERS] for x in seen] for i in range(len(few))]
+        seen = views(self.shown.read(few), step_generator(self.run.recipe.seed, 2 * 10**9))  # V of (m, L)
+        said = [[text[:_LETTERS] for text in row] for row in _in_words(tokenizer, seen)]
         return {"texts": np.array([texts.text(int(i))[:_LETTERS] for i in rows]),
                 "names": np.array([f"{i}" for i in rows]),
                 "views_original": np.array([texts.text(int(i))[:_LETTERS] for i in few]), "views": np.array(said),
@@ -140,13 +150,12 @@ def seen(recipe: Recipe, *, rows: int, large: int, seed: int) -> list[tuple[str,
     tokenizer, texts = part.origin.tokenizer, part.origin.texts
     few = np.unique(np.linspace(0, len(part) - 1, min(rows, len(part))).astype(np.int64))
     views = TextViews(recipe.text, large, tokenizer.specials, tokenizer.size)(part.read(few), step_generator(seed, 0))
-    return [(texts.text(int(i)), [tokenizer.decode(x[n][x[n] >= 0].tolist()) for x in views])
-            for n, i in enumerate(few)]  # fmt: skip
+    return [(texts.text(int(i)), row) for i, row in zip(few, _in_words(tokenizer, views))]
 
 
-def _all(texts: Texts) -> Any:
-    for s in range(len(texts.slots)):
-        yield from texts.column(s)
+def _in_words(tokenizer: Tokenizer, views: list[Tensor]) -> list[list[str]]:
+    """Each text's views as they read. V of (m, L) -> m of V"""
+    return [[tokenizer.decode(row[row >= 0].tolist()) for row in rows] for rows in zip(*views)]
 
 
 def evaluate(
@@ -166,7 +175,7 @@ def evaluate(
             "and spectrum")  # fmt: skip
     else:
         notes = [*result.notes, *notes]
-        if run.recipe.encoder.startswith("transformers:") and not run.recipe.encoder.endswith("@random"):
+        if run.recipe.encoder.startswith("transformers:") and not run.recipe.encoder.endswith(RANDOM):
             notes.append(f"the untrained encoder is {run.recipe.encoder} as it came, before this training")
         if result.judgements:
             compare.write(run.folder / "predictions.npz", result, test.labels)

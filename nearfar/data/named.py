@@ -129,20 +129,25 @@ def _from_pairs(held: Any, where: str, image_size: int, like: Source | None) -> 
     return from_array(images, [int(v) for v in labels], where=where, classes=list(classes) if classes else None)
 
 
-def from_hugging_face(name: str, given: Options) -> Splits:
-    """A data set of the hub (``NAME`` or ``NAME@CONFIG``), or a local folder of one.
-
-    Up to 2 GiB of pixels are decoded into memory; a larger part's rows stay in its mapped Arrow files.
-    """
-    datasets = require("datasets", "hf", f"source hf:{shown(name)}")
-    where = f"hf:{shown(name)}"
+def hugging_face_parts(name: str, where: str) -> tuple[Any, dict[str, Any]]:
+    """A data set of the hub (``NAME`` or ``NAME@CONFIG``), or a local folder of one. -> the library, tables by split"""
+    datasets = require("datasets", "hf", f"source {where}")
     path, _, config = (name, "", "") if os.path.isdir(name) else name.partition("@")
     try:
         saved = any(os.path.isfile(os.path.join(path, f)) for f in ("dataset_info.json", "dataset_dict.json"))
         held = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config or None)
     except Exception as error:
         raise UserError(f"{where} cannot be had: {one_line(error)}; check the name and the connection") from None
-    parts = {"train": held} if isinstance(held, datasets.Dataset) else dict(held)
+    return datasets, {"train": held} if isinstance(held, datasets.Dataset) else dict(held)
+
+
+def from_hugging_face(name: str, given: Options) -> Splits:
+    """A data set of the hub (``NAME`` or ``NAME@CONFIG``), or a local folder of one.
+
+    Up to 2 GiB of pixels are decoded into memory; a larger part's rows stay in its mapped Arrow files.
+    """
+    where = f"hf:{shown(name)}"
+    datasets, parts = hugging_face_parts(name, where)
     first = "train" if "train" in parts else next((k for k in parts if k not in _TESTS), next(iter(parts)))
     second = next((k for k in _TESTS if k in parts and k != first), None)
     features = parts[first].features

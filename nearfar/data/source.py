@@ -175,11 +175,16 @@ def aligned(train: Source, test: Source | None, where: str) -> Splits:
         raise UserError(f"{where}: test images are {said}, training images {mine}: pass --image-size")
     if train.classes is None or test.classes is None or test.classes == train.classes:
         return Splits(train, test)
+    return Splits(train, in_numbers_of(train, test, where))
+
+
+def in_numbers_of(train: Any, test: Any, where: str) -> Any:
+    """A labelled part with its labels in another's numbers. Raises where it has a class that the other has not."""
     new = [c for c in test.classes if c not in train.classes]
     if new:
         raise UserError(f"{where}: test class {new[0]!r} is not among the training classes: add or remove it")
     to = np.array([train.classes.index(c) for c in test.classes], dtype=np.int64)  # (K of test,)
-    return Splits(train, dataclasses.replace(test, labels=to[test.labels], classes=train.classes))
+    return dataclasses.replace(test, labels=to[test.labels], classes=train.classes)
 
 
 def shown(name: object) -> str:

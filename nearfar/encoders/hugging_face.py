@@ -13,7 +13,7 @@ from nearfar.encoders.pooling import Pooling
 from nearfar.errors import UserError, one_line, require
 
 _SAFE = {"trust_remote_code": False}
-_RANDOM = "@random"
+RANDOM = "@random"
 
 
 class HuggingFace(nn.Module):
@@ -35,10 +35,10 @@ class HuggingFace(nn.Module):
         super().__init__()
         spec = f"transformers:{name}"
         transformers = require("transformers", "transformers", f"encoder {spec}")
-        path = name.removesuffix(_RANDOM)
+        path = name.removesuffix(RANDOM)
         if path.startswith((".", "/", "~")) and not Path(path).is_dir():
             raise UserError(f"{spec}: no such folder")
-        net = _loaded(transformers, path, name.endswith(_RANDOM), dropout, spec)
+        net = _loaded(transformers, path, name.endswith(RANDOM), dropout, spec)
         self.net = net.get_encoder() if getattr(net.config, "is_encoder_decoder", False) else net
         if getattr(self.net, "pooler", None) is not None:  # which nothing here is taught through
             self.net.pooler = None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nearfar import dist
 from nearfar.errors import UserError, nearest
+from nearfar.losses.pairs import FLOOR
 from nearfar.losses.rows import (
     agree,
     check_number,
@@ -22,7 +23,6 @@ from nearfar.losses.rows import (
     wrong_embeddings,
 )
 
-FLOOR = -1e30  # stands for the logarithm of nothing: finite, so that no gradient is NaN
 METRICS = ("euclidean", "cosine-distance")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from nearfar.data import named
 from nearfar.data.source import shown
-from nearfar.errors import UserError, brief, one_line, require
+from nearfar.errors import UserError, brief
 from nearfar.text.columns import SLOTS
 from nearfar.text.gather import Gather, Reading
 from nearfar.text.options import TextOptions
@@ -57,14 +57,7 @@ def _width(rows: Sequence[Any]) -> int:
 def hugging_face_parts(name: str, how: Reading) -> dict[str, Callable[[TextOptions], Texts]]:
     """A data set of the hub (NAME or NAME@CONFIG) or a folder of one. -> what reads each split, in batches of rows"""
     where = f"text:hf:{shown(name)}"
-    datasets = require("datasets", "hf", f"source {where}")
-    path, _, config = (name, "", "") if os.path.isdir(name) else name.partition("@")
-    try:
-        saved = any(os.path.isfile(os.path.join(path, f)) for f in ("dataset_info.json", "dataset_dict.json"))
-        held = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config or None)
-    except Exception as error:
-        raise UserError(f"{where} cannot be had: {one_line(error)}; check the name and the connection") from None
-    parts = {"train": held} if isinstance(held, datasets.Dataset) else dict(held)
+    _, parts = named.hugging_face_parts(name, where)
 
     def reader(split: str) -> Callable[[TextOptions], Texts]:
         def read(options: TextOptions) -> Texts:

@@ -38,7 +38,7 @@ def looks_like_text(spec: Any) -> bool:
         if os.path.isdir(text):
             return _folder_of_text(text)
         return text.lower().endswith(_FILES) and os.path.isfile(text)
-    rows = spec[0] if isinstance(spec, tuple) and len(spec) == 2 and not isinstance(spec[0], str) else spec
+    rows = spec[0] if lists.is_two(spec) else spec
     if not isinstance(rows, list | tuple) or not rows:
         return False
     return isinstance(rows[0], str) or (isinstance(rows[0], list | tuple) and bool(rows[0]) and

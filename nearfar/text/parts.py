@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
+from nearfar.data.source import in_numbers_of
 from nearfar.errors import UserError
 from nearfar.text.gather import Reading
 from nearfar.text.options import TextOptions
@@ -45,8 +44,4 @@ def aligned(train: Texts, test: Texts, where: str) -> TextSplits:
         raise UserError(f"{where}: one of training and test part has scores, the other has none")
     if train.classes is None or test.classes is None:
         return TextSplits(train, dataclasses.replace(test, labels=None, classes=None))
-    new = [c for c in test.classes if c not in train.classes]
-    if new:
-        raise UserError(f"{where}: test class {new[0]!r} is not among the training classes: add or remove it")
-    to = np.array([train.classes.index(c) for c in test.classes], np.int64)
-    return TextSplits(train, dataclasses.replace(test, labels=to[test.labels], classes=train.classes))
+    return TextSplits(train, in_numbers_of(train, test, where))

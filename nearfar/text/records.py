@@ -52,6 +52,10 @@ class Texts:
         """The texts of one slot, in order."""
         return (self.text(i, slot) for i in range(len(self)))
 
+    def every(self) -> Iterator[str]:
+        """All texts, slot after slot."""
+        return (text for slot in range(len(self.slots)) for text in self.column(slot))
+
     def subset(self, indices: Sequence[int] | np.ndarray, spec: str | None = None) -> Texts:
         """These rows only, in this order; the blob is shared."""
         index = np.asarray(indices, dtype=np.int64)
